@@ -1,0 +1,127 @@
+"""Secrets stand in files of their own, never in the configuration (PRODUCT S5, X4)."""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from quaymaster.errors import ConfigError
+from quaymaster.model import shown
+
+DIRECTORY = "/etc/quaymaster/credentials"
+LARGEST = 64 << 10  # bytes
+
+_ACCESS_KEYS = ("access_key", "aws_access_key_id")
+_SECRET_KEYS = ("secret_key", "aws_secret_access_key")
+_TOKENS = ("session_token", "aws_session_token")
+_EXAMPLE = 'access_key = "..." and secret_key = "..."'
+
+
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    access_key: str = field(repr=False)
+    secret_key: str = field(repr=False)
+    session_token: str | None = field(default=None, repr=False)
+
+
+def read_credentials(name: str, environ: Mapping[str, str] = os.environ, directory: str = DIRECTORY) -> Credentials:
+    """The key pair called ``name``: a systemd credential (systemd.exec(5), $CREDENTIALS_DIRECTORY), an absolute path,
+    or a file in ``directory``, in that order.
+
+    Raises ConfigError with one line that never holds a part of the file.
+    """
+    given = environ.get("CREDENTIALS_DIRECTORY", "")
+    inside = os.path.join(given, name) if given and "/" not in name else ""
+    if inside and os.path.lexists(inside):
+        return _parsed(_read(inside, private=False), inside)
+    path = name if name.startswith("/") else os.path.join(directory, name)
+    if "/" in name and not name.startswith("/"):
+        raise _error("credential", f"{_shown(name)} is neither a name nor an absolute path; correct credentials")
+    return _parsed(_read(path, private=True), path)
+
+
+def _read(path: str, *, private: bool) -> str:
+    """``private``: nobody but the owner may read it. systemd guards its own directory."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+    except FileNotFoundError:
+        name = _shown(os.path.basename(path))
+        advice = f"create it with {_EXAMPLE} and mode 0600, or add LoadCredential={name}:FILE to the unit"
+        raise _error(path, f"does not exist; {advice}") from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "not a file name"
+        raise _error(path, f"cannot be read ({reason}); make the service's user its owner") from None
+    status = os.fstat(descriptor)
+    if stat.S_ISDIR(status.st_mode):  # which open() would refuse with an error of its own
+        os.close(descriptor)
+        raise _error(path, "is a directory; put the key pair into a file")
+    with open(descriptor, "rb") as file:
+        if not stat.S_ISREG(status.st_mode):
+            raise _error(path, "is not a regular file; put the key pair into one")
+        if private and status.st_mode & 0o077:
+            mode = stat.S_IMODE(status.st_mode)
+            raise _error(path, f"can be read by others (mode {mode:04o}); run: chmod 0600 {_shown(path)}")
+        try:
+            data = file.read(LARGEST + 1)
+        except OSError as error:
+            raise _error(path, f"cannot be read ({error.strerror}); try again") from None
+    if len(data) > LARGEST:
+        raise _error(path, f"is larger than {LARGEST >> 10} KiB; it should hold only {_EXAMPLE}")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise _error(path, "is not UTF-8 text; save it as UTF-8") from None
+
+
+def _parsed(text: str, path: str) -> Credentials:
+    pairs = _toml_pairs(text) or _ini_pairs(text)
+    values = []
+    for names in (_ACCESS_KEYS, _SECRET_KEYS, _TOKENS):
+        value = next((pairs[name] for name in names if name in pairs), "")
+        if not value and names is not _TOKENS:
+            raise _error(path, f"has no {names[0]}; write {_EXAMPLE}")
+        # Anything else would be a forged header of an HTTP request.
+        if not re.fullmatch(r"[\x21-\x7e]*", value):
+            raise _error(path, f"has spaces or control characters in {names[0]}; write it as it was issued")
+        values.append(value)
+    access_key, secret_key, session_token = values
+    return Credentials(access_key, secret_key, session_token or None)
+
+
+def _toml_pairs(text: str) -> dict[str, str]:
+    try:
+        tables = tomllib.loads(text)
+    except (ValueError, RecursionError):
+        return {}
+    default = tables.get("default")
+    chosen = {**tables, **default} if isinstance(default, dict) else tables
+    return {key: value for key, value in chosen.items() if isinstance(value, str)}
+
+
+def _ini_pairs(text: str) -> dict[str, str]:
+    """The form of ~/.aws/credentials: values without quotes; what stands before a header or under [default] counts."""
+    pairs: dict[str, str] = {}
+    section = "default"
+    for line in text.splitlines():
+        line = line.strip()
+        if line.startswith("[") and line.endswith("]"):
+            section = line[1:-1].strip()
+        elif line and line[0] not in "#;" and section == "default":
+            key, _, value = line.partition("=")
+            value = value.strip()
+            if len(value) >= 2 and value[0] == value[-1] and value[0] in "\"'":
+                value = value[1:-1]
+            pairs[key.strip().lower()] = value
+    return pairs
+
+
+def _shown(path: str) -> str:
+    return shown(os.fsencode(path))
+
+
+def _error(path: str, text: str) -> ConfigError:
+    return ConfigError([f"{_shown(path)}: {text}"])

@@ -1,0 +1,123 @@
+"""What a configuration names and this machine does not have. Never an error of the text: mounts come and go."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, TypeVar
+
+from quaymaster.config.credentials import read_credentials
+from quaymaster.config.problems import label
+from quaymaster.errors import ConfigError
+
+if TYPE_CHECKING:
+    from quaymaster.config.schema import Config
+
+PATIENCE = 5.0
+"""Seconds that one path may take to answer; a hung hard NFS mount never does (nfs(5))."""
+
+_Result = TypeVar("_Result")
+
+
+def within(seconds: float, ask: Callable[[], _Result]) -> _Result:
+    """The answer, or TimeoutError. The thread that hangs is left behind: the kernel lets nobody stop it."""
+    answers: list[_Result] = []
+    failures: list[OSError] = []
+
+    def run() -> None:
+        try:
+            answers.append(ask())
+        except OSError as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=run, daemon=True, name="config-disk")
+    thread.start()
+    thread.join(seconds)
+    if failures:
+        raise failures[0]
+    if not answers:
+        raise TimeoutError
+    return answers[0]
+
+
+def problems_on_disk(config: Config, environ: Mapping[str, str] = os.environ, patience: float = PATIENCE) -> list[str]:
+    """One line each, like those of ConfigError: a path that is missing or of the wrong kind, or without permission.
+
+    Warnings: the service starts all the same, and tries again.
+    """
+    found: list[str] = []
+
+    def look(keys: tuple[str, ...], path: str, check: Callable[[str], str]) -> None:
+        try:
+            text = within(patience, lambda: check(path))
+        except TimeoutError:
+            text = f"{path} does not answer within {patience:g} s; is its mount hung?"
+        except OSError as error:
+            text = f"{path} cannot be examined ({error.strerror}); check the mount"
+        if text:
+            found.append(f"{config.where(*keys)}: {label(keys)}: {text}")
+
+    look(("service", "state_dir"), config.service.state_dir, _creatable)
+    look(("service", "staging_dir"), config.service.staging_dir, _creatable)
+    for name, destination in config.destinations.items():
+        keys = ("destination", name)
+        if destination.type == "directory":
+            look((*keys, "path"), destination.path, _writable)
+        if destination.type == "s3" and destination.ca_bundle is not None:
+            look((*keys, "ca_bundle"), destination.ca_bundle, _readable_file)
+        if destination.type == "s3" and destination.credentials is not None:
+            look((*keys, "credentials"), destination.credentials, lambda credential: _credential(credential, environ))
+    for name, watch in config.watches.items():
+        beside = any(config.destinations[to].type == "beside" for to in watch.destinations)
+        changes = beside or watch.after != "keep"
+        look(("watch", name, "path"), watch.path, _writable if changes else _readable)
+        if watch.after_dir is not None:
+            look(("watch", name, "after"), watch.after_dir, _creatable)
+    return found
+
+
+def _readable(path: str) -> str:
+    if not os.path.lexists(path):
+        return f"{path} does not exist; create it, or mount what it is on"
+    if not os.path.isdir(path):
+        return f"{path} is not a directory; name the directory"
+    if not os.access(path, os.R_OK | os.X_OK):
+        return f"{path} cannot be read; give the service's user permission to read and enter it"
+    return ""
+
+
+def _writable(path: str) -> str:
+    if problem := _readable(path):
+        return problem
+    if not os.access(path, os.W_OK):
+        return f"{path} cannot be written to; give the service's user permission"
+    return ""
+
+
+def _creatable(path: str) -> str:
+    """For directories that the service makes itself."""
+    above = path
+    while not os.path.lexists(above):
+        above = os.path.dirname(above)
+    if above == path:
+        return _writable(path)
+    if not os.path.isdir(above):
+        return f"{path} cannot be created, because {above} is not a directory; choose another"
+    if not os.access(above, os.W_OK | os.X_OK):
+        return f"{path} cannot be created in {above}; create it and make the service's user its owner"
+    return ""
+
+
+def _readable_file(path: str) -> str:
+    if not os.path.isfile(path):
+        return f"{path} is not a file; name the file of the certificate authority, in PEM"
+    return "" if os.access(path, os.R_OK) else f"{path} cannot be read; run chmod 0644 on it"
+
+
+def _credential(name: str, environ: Mapping[str, str]) -> str:
+    try:
+        read_credentials(name, environ)
+    except ConfigError as error:
+        return str(error)
+    return ""

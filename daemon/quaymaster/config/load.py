@@ -1,0 +1,327 @@
+"""From files to a :class:`Config`, or to every problem they have at once."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from quaymaster.config import rules, show
+from quaymaster.config.documents import Documents, read
+from quaymaster.config.lines import Path
+from quaymaster.config.machine import Machine
+from quaymaster.config.problems import Problems, part
+from quaymaster.config.schema import (
+    BesideDestination,
+    Compress,
+    Config,
+    Destination,
+    DirectoryDestination,
+    Limits,
+    S3Destination,
+    Service,
+    Watch,
+)
+from quaymaster.config.units import MIB, quoted
+from quaymaster.errors import ConfigError
+
+DEFAULT_PATH = "/etc/quaymaster/quaymaster.toml"
+DISABLE_COMPRESSION = "QUAYMASTER_DISABLE_COMPRESSION"
+
+_Model = TypeVar("_Model", bound=BaseModel)
+
+_DESTINATIONS: dict[str, type[S3Destination] | type[DirectoryDestination] | type[BesideDestination]] = {
+    "s3": S3Destination,
+    "directory": DirectoryDestination,
+    "beside": BesideDestination,
+}
+_TABLES: dict[str, tuple[type[BaseModel], ...]] = {
+    "service": (Service,),
+    "limits": (Limits,),
+    "destination": tuple(_DESTINATIONS.values()),
+    "watch": (Watch,),
+}
+_NAMED = ("destination", "watch")
+_NOT_KEYS = {"name", "after_dir"}  # fields that the file says in another way
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_SECRET = re.compile(r"secret|passw|passphrase|token|access_?key|api_?key|private_?key")
+_STAND_INS: Mapping[object, object] = {"destinations": [""], "compress": "zstd"}
+_EXAMPLES = {
+    "path": 'path = "/absolute/path"',
+    "bucket": 'bucket = "NAME"',
+    "destinations": 'destinations = ["NAME"], the name of a [destination.NAME]',
+    "format": 'format = "zstd" or "gzip"',
+    "type": 'type = "s3", "directory" or "beside"',
+}
+
+
+def load(path: str = DEFAULT_PATH, environ: Mapping[str, str] = os.environ, machine: Machine | None = None) -> Config:
+    """Read ``path`` and the conf.d beside it.
+
+    Raises ConfigError with all problems of all files, each "FILE:LINE: [table] key: what is wrong; what to do".
+    Only what is wrong in the text counts: for what is missing on this machine see ``problems_on_disk``.
+    """
+    problems = Problems(path)
+    documents = read(path, problems)
+    tables = _Tables(documents, problems, machine or Machine.here())
+    service, limits = tables.service(), tables.limits()
+    destinations, watches = tables.destinations(), tables.watches()
+    disabled = _compression_disabled(environ, problems)
+    rules.check(service, destinations, watches, problems)
+    if lines := problems.lines():
+        raise ConfigError(lines)
+    config = Config(
+        service=service,
+        limits=limits,
+        destinations=destinations,
+        watches=watches,
+        compression_disabled=disabled,
+        sources=tuple(documents.sources),
+    )
+    config = config.model_copy(update={"digest": show.digest(config)})
+    config._places.update(_places(documents))
+    return config
+
+
+class _Tables:
+    """The merged tables, turned into models one by one, so that a wrong one does not hide what is wrong elsewhere."""
+
+    def __init__(self, documents: Documents, problems: Problems, machine: Machine) -> None:
+        self._raw = documents.tables
+        self._complete = documents.complete
+        self._problems = problems
+        self._machine = machine
+        for key, value in self._raw.items():
+            if key not in _TABLES:
+                headers = dict(zip(_TABLES, _headers(), strict=True))
+                close = _nearest(key, headers)
+                advice = f"did you mean {headers[close]}?" if close else f"there are {', '.join(headers.values())}"
+                problems.add((key,), f"is not known; {advice}", table=isinstance(value, dict))
+
+    def service(self) -> Service:
+        return self._model(Service, self._table("service"), ("service",)) or Service()
+
+    def limits(self) -> Limits:
+        table = {"memory": "25%", "compress_threads": "auto"} | self._table("limits")
+        memory, threads = table["memory"], table["compress_threads"]
+        if isinstance(memory, str) and "%" in memory:
+            match = re.fullmatch(r"([0-9]{1,3}(?:\.[0-9]{1,3})?) ?%", memory)
+            percent = float(match.group(1)) if match else 0.0
+            if not 1 <= percent <= 100:
+                self._problems.add(("limits", "memory"), f'{quoted(memory)} is not a share; write "1%" to "100%"')
+            # A share of very little is still enough for the smallest buffers.
+            table["memory"] = max(16, int(self._machine.memory * percent / 100) // MIB) * MIB
+        if isinstance(threads, str):
+            if threads != "auto":
+                self._problems.add(("limits", "compress_threads"), 'must be "auto" or a whole number without quotes')
+            table["compress_threads"] = self._machine.compress_threads
+        return self._model(Limits, table, ("limits",)) or Limits()
+
+    def destinations(self) -> dict[str, Destination]:
+        found: dict[str, Destination] = {}
+        for name, table in self._named("destination").items():
+            keys = ("destination", name)
+            kind = table.get("type")
+            model = _DESTINATIONS.get(kind) if isinstance(kind, str) else None
+            if model is not None:
+                destination = self._model(model, table, keys, name=name)
+                if destination is not None:
+                    found[name] = destination
+                continue
+            self._without_unknown(_TABLES["destination"], table, keys)
+            if "type" in table:
+                text = f"{quoted(kind)} is not known" if isinstance(kind, str) else "must be text"
+                self._problems.add((*keys, "type"), f"{text}; write {_EXAMPLES['type']}")
+            elif self._complete:
+                self._problems.add((*keys, "type"), f"is missing; write {_EXAMPLES['type']}")
+        return found
+
+    def watches(self) -> dict[str, Watch]:
+        found: dict[str, Watch] = {}
+        tables = self._named("watch")
+        for name, table in tables.items():
+            keys = ("watch", name)
+            names = self._known_destinations(table.get("destinations"), keys)
+            if any(self._kind(destination) == "beside" for destination in names):
+                table = {"key": "{path}"} | table  # the same place in the tree: PRODUCT P9
+            watch = self._model(Watch, table, keys, name=name)
+            if watch is not None:
+                found[name] = watch
+        if not tables and self._complete and "watch" not in self._raw:
+            advice = 'add [watch.NAME] with path = "/absolute/path" and destinations = ["NAME"]'
+            self._problems.add(("watch",), f"there is none, so nothing would be done; {advice}")
+        return found
+
+    def _known_destinations(self, names: object, keys: Path) -> list[str]:
+        """The names that a watch lists; those without a table become problems."""
+        listed = [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
+        known = self._raw.get("destination", {})
+        known = known if isinstance(known, dict) else {}
+        for index, name in enumerate(listed):
+            if name not in known and self._complete:
+                advice = _alike(name, known) or f"add a table [destination.{part(name)}]"
+                self._problems.add((*keys, "destinations", index), f"there is no destination {quoted(name)}; {advice}")
+            if name in listed[:index]:
+                self._problems.add((*keys, "destinations", index), f"{quoted(name)} is listed twice; remove one")
+        return listed
+
+    def _kind(self, destination: str) -> object:
+        tables = self._raw.get("destination")
+        table = tables.get(destination) if isinstance(tables, dict) else None
+        return table.get("type") if isinstance(table, dict) else None
+
+    def _table(self, section: str) -> dict[str, Any]:
+        table = self._raw.get(section, {})
+        if isinstance(table, dict):
+            return table
+        self._problems.add((section,), f"must be a table; write a line [{section}] and its settings below")
+        return {}
+
+    def _named(self, section: str) -> dict[str, dict[str, Any]]:
+        """The tables of [watch.NAME] or [destination.NAME]."""
+        tables = self._raw.get(section)
+        header = f"[{section}.NAME]"
+        if tables is None:
+            return {}
+        if not isinstance(tables, dict):
+            self._problems.add((section,), f"must be a table with a name; write {header}")
+            return {}
+        loose = [part(key) for key, value in tables.items() if not isinstance(value, dict)]
+        if loose:
+            self._problems.add((section,), f"{', '.join(loose)} stands outside any {section}; write {header} above it")
+        elif not tables and self._complete:
+            self._problems.add((section,), f"has no table; give each {section} a name: {header}")
+        named = {key: value for key, value in tables.items() if isinstance(value, dict)}
+        for name in named:
+            if not _NAME.fullmatch(name):
+                advice = "use up to 64 letters, digits, dots, hyphens and underscores"
+                self._problems.add((section, name), f"{quoted(name)} cannot be a name; {advice}")
+        return named
+
+    def _model(self, model: type[_Model], table: dict[str, Any], keys: Path, **fixed: str) -> _Model | None:
+        table = self._without_unknown((model,), table, keys)
+        try:
+            return model.model_validate({**table, **fixed})
+        except ValidationError as error:
+            failures = error.errors(include_url=False, include_input=False)
+        for failure in failures:
+            self._explain(failure, keys)
+        # Without its wrong settings the rest can still be compared with other tables. Nothing of this is ever used.
+        wrong = {_key_of(failure)[0] for failure in failures}
+        rest = {key: value for key, value in table.items() if key not in wrong}
+        rest |= {str(key): _STAND_INS[key] for key in wrong if key in _STAND_INS}
+        try:
+            return model.model_validate({**rest, **fixed})
+        except ValidationError:
+            return None
+
+    def _explain(self, error: Any, keys: Path) -> None:
+        place = _key_of(error)
+        if error["type"] != "missing" or self._complete:
+            self._problems.add((*keys, *place), _text(error, str(place[-1])))
+
+    def _without_unknown(
+        self, models: tuple[type[BaseModel], ...], table: dict[str, Any], keys: Path
+    ) -> dict[str, Any]:
+        """``table`` without the keys that no model has; those become problems."""
+        known = {name for model in models for name in model.model_fields} - _NOT_KEYS
+        kept = {}
+        for key, value in table.items():
+            if key not in known:
+                self._problems.add((*keys, key), _unknown_key(key, known))
+            elif key == "compress" and isinstance(value, dict):
+                kept[key] = self._without_unknown((Compress,), value, (*keys, key))
+            else:
+                kept[key] = value
+        return kept
+
+
+def _key_of(error: Any) -> Path:
+    """The key that the file has for the field pydantic names; a watch as a whole can only be wrong about ``after``."""
+    path: Path = error["loc"] or ("after",)
+    return tuple("after" if key == "after_dir" else key for key in path)
+
+
+def _headers() -> list[str]:
+    return [f"[{name}.NAME]" if name in _NAMED else f"[{name}]" for name in _TABLES]
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    import difflib  # only a wrong configuration pays for it
+
+    return next(iter(difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)), "")
+
+
+def _alike(name: str, known: Iterable[str]) -> str:
+    close = _nearest(name, known)
+    return f"did you mean {part(close)}?" if close else ""
+
+
+def _unknown_key(key: str, known: set[str]) -> str:
+    if _SECRET.search(key.lower().replace("-", "_")):
+        return "secrets do not belong here; put them into a file of their own and write credentials = NAME"
+    if advice := _alike(key, known):
+        return f"is not known; {advice}"
+    for (table, models), header in zip(_TABLES.items(), _headers(), strict=True):
+        if any(key in model.model_fields for model in models) and key not in _NOT_KEYS:
+            kinds = [kind for kind, model in _DESTINATIONS.items() if key in model.model_fields]
+            of_type = f' of type "{kinds[0]}"' if table == "destination" and len(kinds) == 1 else ""
+            return f"does not belong here; move it to {header}{of_type}, or remove it"
+    return f"is not known; remove it, or use one of {', '.join(sorted(known))}"
+
+
+def _text(error: Any, key: str) -> str:
+    """pydantic's error as "what is wrong; what to do". Values stay out: one may be a misplaced secret."""
+    context = error.get("ctx", {})
+    match error["type"]:
+        case "value_error":
+            return str(context["error"])
+        case "missing":
+            return f"is missing; write {_EXAMPLES.get(key, f'{key} = ...')}"
+        case "string_type":
+            return "must be text; write it in double quotes"
+        case "int_type" | "int_from_float" | "int_parsing_size":
+            return "must be a whole number; write it without quotes"
+        case "bool_type":
+            also = ', or "auto"' if key == "stage" else ""
+            return f"must be true or false; write it without quotes{also}"
+        case "tuple_type":
+            return f'must be a list; write {key} = ["..."]'
+        case "dict_type" | "model_type":
+            return f"must be a table; write {key} = {{ NAME = ... }}"
+        case "too_short":
+            return "is empty; list at least one"
+        case "greater_than_equal":
+            return f"is too small; write at least {context['ge']}"
+        case "less_than_equal":
+            return f"is too large; write at most {context['le']}"
+        case "literal_error":
+            choices = str(context["expected"]).replace("'", '"')
+            also = ' or "move:/absolute/directory"' if key == "after" else ""
+            return f"has an unknown value; write {choices}".replace(' or "move"', "") + also
+        case _:
+            return f"{error['msg'].lower()}; correct it"
+
+
+def _compression_disabled(environ: Mapping[str, str], problems: Problems) -> bool:
+    value = environ.get(DISABLE_COMPRESSION, "").strip().lower()
+    if value not in ("true", "1", "yes", "on", "false", "0", "no", "off", ""):
+        problems.add_file(f"environment variable {DISABLE_COMPRESSION}", "is not understood; set it to true or false")
+    return value in ("true", "1", "yes", "on")
+
+
+def _places(documents: Documents) -> dict[tuple[str, ...], str]:
+    """For :meth:`Config.where`; array items stand where their key does."""
+    places = {
+        tuple(str(key) for key in keys): str(place)
+        for keys, place in documents.places.items()
+        if not any(isinstance(key, int) for key in keys)
+    }
+    for name, table in documents.tables.get("watch", {}).items():
+        if isinstance(table.get("compress"), str):
+            compress = ("watch", name, "compress")
+            places[(*compress, "format")] = places[compress]
+    return places

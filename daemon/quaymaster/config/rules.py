@@ -1,0 +1,105 @@
+"""What tables have to do with each other: nothing may feed itself, and no two watches may take the same file."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+
+from quaymaster.config.disk import within
+from quaymaster.config.problems import Problems
+from quaymaster.config.schema import BesideDestination, Destination, DirectoryDestination, Service, Watch
+from quaymaster.config.units import quoted
+
+RESOLVING = 2.0
+"""Seconds for finding where symbolic links lead. A hung network mount must not hold up the start: then the paths count
+as they are written."""
+
+
+def check(
+    service: Service, destinations: Mapping[str, Destination], watches: Mapping[str, Watch], problems: Problems
+) -> None:
+    directories = {name: found.path for name, found in destinations.items() if isinstance(found, DirectoryDestination)}
+    own = {"state_dir": service.state_dir, "staging_dir": service.staging_dir}
+    moves = {name: watch.after_dir for name, watch in watches.items() if watch.after_dir}
+    real = _real_paths(
+        {watch.path for watch in watches.values()} | {*directories.values(), *own.values()} | {*moves.values()}
+    )
+    watched: dict[str, str] = {}
+    for name, watch in sorted(watches.items(), key=lambda item: problems.place(("watch", item[0]))):
+        if real[watch.path] in watched:
+            _overlap(name, watched[real[watch.path]], "is also the directory of", watches, problems)
+        watched.setdefault(real[watch.path], name)
+    for name, watch in watches.items():
+        for outer in _holding(os.path.dirname(real[watch.path]), watched, but=real[watch.path]):
+            _overlap(name, outer, "lies inside", watches, problems)
+    for key, path in own.items():
+        for outer in _holding(real[path], watched):
+            advice = "it would take the service's own files: choose a directory outside"
+            problems.add(("service", key), f"{quoted(path)} lies inside watch {outer}; {advice}")
+    for name, path in directories.items():
+        for outer in _holding(real[path], watched):
+            advice = "it would take its own copies: choose a directory outside"
+            problems.add(("destination", name, "path"), f"{quoted(path)} lies inside watch {outer}; {advice}")
+    _own_directories(real, own, problems)
+    _watches(real, watches, destinations, directories, own["staging_dir"], problems)
+
+
+def _overlap(name: str, other: str, how: str, watches: Mapping[str, Watch], problems: Problems) -> None:
+    advice = "both would take the same files: remove one of the two watches, or give them separate directories"
+    where = f"watch {other} ({problems.place(('watch', other, 'path'))})"
+    problems.add(("watch", name, "path"), f"{quoted(watches[name].path)} {how} {where}; {advice}")
+
+
+def _own_directories(real: Mapping[str, str], own: Mapping[str, str], problems: Problems) -> None:
+    staging = {real[own["staging_dir"]]: "staging_dir"}
+    for _ in _holding(real[own["state_dir"]], staging):
+        advice = "the service removes what it finds there: choose a directory outside"
+        problems.add(("service", "state_dir"), f"{quoted(own['state_dir'])} lies inside staging_dir; {advice}")
+
+
+def _watches(
+    real: Mapping[str, str],
+    watches: Mapping[str, Watch],
+    destinations: Mapping[str, Destination],
+    directories: Mapping[str, str],
+    staging: str,
+    problems: Problems,
+) -> None:
+    delivered = {real[path]: name for name, path in directories.items()}
+    for name, watch in watches.items():
+        keys = ("watch", name)
+        path = quoted(watch.path)
+        for outer in _holding(os.path.dirname(real[watch.path]), delivered, but=real[watch.path]):
+            advice = "it would take copies already delivered: choose a directory outside"
+            problems.add((*keys, "path"), f"{path} lies inside the directory of destination {outer}; {advice}")
+        for _ in _holding(real[watch.path], {real[staging]: ""}):
+            advice = "the service removes what it finds there: choose a directory outside"
+            problems.add((*keys, "path"), f"{path} lies inside staging_dir; {advice}")
+        if watch.after_dir and any(_holding(real[watch.after_dir], {real[watch.path]: name})):
+            advice = "moved files would be found again: choose a directory outside"
+            problems.add((*keys, "after"), f"{quoted(watch.after_dir)} lies inside the watch itself; {advice}")
+        beside = [found for found in watch.destinations if isinstance(destinations.get(found), BesideDestination)]
+        if beside and watch.compress is None:
+            advice = 'write compress = "zstd", or remove it'
+            problems.add((*keys, "destinations"), f"without compress {beside[0]} has nothing to publish; {advice}")
+        if len(beside) > 1:
+            text = f"{' and '.join(beside)} would write the same file; remove one"
+            problems.add((*keys, "destinations"), text)
+
+
+def _holding(path: str, directories: Mapping[str, str], but: str = "") -> Iterator[str]:
+    """The owners of ``directories`` that ``path`` is, or lies in; the directory ``but`` does not count."""
+    while True:
+        if path in directories and path != but:
+            yield directories[path]
+        above = os.path.dirname(path)
+        if above == path:
+            return
+        path = above
+
+
+def _real_paths(paths: set[str]) -> dict[str, str]:
+    try:
+        return within(RESOLVING, lambda: {path: os.path.realpath(path) for path in paths})
+    except TimeoutError:
+        return {path: path for path in paths}

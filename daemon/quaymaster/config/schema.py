@@ -1,0 +1,341 @@
+"""The configuration as frozen models. Each field is a key of the TOML file; its docstring says what the unit is.
+
+What is wrong with one value is said here, as a ValueError "what is wrong; what to do"; load.py puts file, line and key
+before it. What two tables have to do with each other is in rules.py.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, field_validator, model_validator
+from pydantic_core import core_schema
+
+from quaymaster.config import show
+from quaymaster.config.machine import Machine
+from quaymaster.config.units import GIB, MIB, SHORTEST_WAIT, Seconds, Size, quoted
+from quaymaster.keys import template_problem
+
+Places = dict[tuple[str, ...], str]
+"""Dotted key -> "FILE:LINE"."""
+
+
+class Bytes(Size):
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> core_schema.CoreSchema:
+        return core_schema.no_info_before_validator_function(self.parse, handler(source))
+
+
+class Duration(Seconds):
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> core_schema.CoreSchema:
+        return core_schema.no_info_before_validator_function(self.parse, handler(source))
+
+
+def _absolute(path: str) -> str:
+    if path.startswith("~"):
+        raise ValueError(f'{quoted(path)} begins with "~", which no service has; write the absolute path')
+    if not path.startswith("/"):
+        raise ValueError(f'{quoted(path)} is relative; write the absolute path, beginning with "/"')
+    if "\0" in path:
+        raise ValueError(f"{quoted(path)} holds a NUL; no path can")
+    if ".." in path.split("/"):
+        raise ValueError(f'{quoted(path)} holds ".."; write the path without it')
+    return "/" + os.path.normpath(path).lstrip("/")
+
+
+def _globs(patterns: tuple[str, ...]) -> tuple[str, ...]:
+    """The gitignore patterns that cannot be compiled, or that can never match anything (gitignore(5))."""
+    for pattern in patterns:
+        problem = ""
+        if not pattern.strip() or pattern.strip("!/ ") == "" or pattern.startswith("#"):
+            problem = "matches nothing; remove it"
+        elif "\n" in pattern or "\0" in pattern:
+            problem = 'holds a line break or NUL; write "?" in its place'
+        elif (len(pattern) - len(pattern.rstrip("\\"))) % 2:
+            problem = 'ends in a lone "\\"; remove it'
+        elif any(low > high for low, high in re.findall(r"(?s)(?<=[\[!^])([^\]])-([^\]])", pattern)):
+            problem = "has a range that runs backwards; write the lower character first"
+        if problem:
+            raise ValueError(f"{quoted(pattern)} {problem}")
+    return patterns
+
+
+_HOST = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,252}")
+_CREDENTIAL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,254}")
+_ACCESS_KEY = re.compile(r"(AKIA|ASIA)[A-Z0-9]{16}")
+_ENDPOINT = re.compile(r"https?://(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9][A-Za-z0-9._-]*)(:[0-9]{1,5})?/?")
+
+AbsolutePath = Annotated[str, AfterValidator(_absolute)]
+Texts = Annotated[tuple[str, ...], Field(strict=False)]  # TOML arrays arrive as lists
+Globs = Annotated[Texts, AfterValidator(_globs)]
+
+
+def _host_name() -> str:
+    return re.sub("[^A-Za-z0-9._-]", "-", socket.gethostname()).lstrip(".-_") or "localhost"
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, hide_input_in_errors=True)
+
+
+class Service(_Table):
+    state_dir: AbsolutePath = "/var/lib/quaymaster"
+    staging_dir: AbsolutePath = "/var/cache/quaymaster"
+    host: str = Field(default_factory=_host_name)
+    """What ``{host}`` in a key, and the metadata of objects, call this machine."""
+    stop_timeout: Annotated[float, Duration(most=3600)] = 30.0
+
+    @field_validator("host")
+    @classmethod
+    def _plain_host(cls, host: str) -> str:
+        if not _HOST.fullmatch(host):
+            raise ValueError(f"{quoted(host)} is not a host name; use letters, digits, dots and hyphens")
+        return host
+
+
+class Limits(_Table):
+    memory: Annotated[int, Bytes(least=16 * MIB)] = Field(default_factory=lambda: Machine.here().memory // 4)
+    """Bytes for all buffers together. In the file also a percentage of the memory that this process may use."""
+    files: int = Field(20, ge=1, le=1000)
+    """In flight at once."""
+    parts: int = Field(8, ge=1, le=100)
+    """In flight at once per file."""
+    compress_threads: int = Field(default_factory=lambda: Machine.here().compress_threads, ge=1, le=256)
+    staging: Annotated[int | None, Bytes(word="none")] = None
+    """Ceiling of the staging directory in bytes."""
+    staging_free: Annotated[int, Bytes()] = GIB
+    """Bytes that must stay free on the file system of the staging directory."""
+
+
+class S3Destination(_Table):
+    name: str
+    type: Literal["s3"] = "s3"
+    bucket: str
+    prefix: str = ""
+    endpoint_url: str | None = None
+    """None: AWS."""
+    region: str | None = None
+    credentials: str | None = None
+    """A name for :func:`read_credentials`; None: the AWS chain."""
+    ca_bundle: AbsolutePath | None = None
+    addressing: Literal["auto", "path", "virtual"] = "auto"
+    part_size: Annotated[int, Bytes(5 * MIB, 5 * GIB)] = 16 * MIB  # S3 user guide, multipart upload limits
+    storage_class: str | None = None
+    sse: Literal["AES256", "aws:kms"] | None = None
+    sse_kms_key: str | None = None
+    tags: dict[str, str] = Field(default_factory=dict)
+    connect_timeout: Annotated[float, Duration(SHORTEST_WAIT, 3600)] = 10.0
+    read_timeout: Annotated[float, Duration(SHORTEST_WAIT, 3600)] = 60.0
+
+    @field_validator("bucket")
+    @classmethod
+    def _bucket_name(cls, bucket: str) -> str:
+        if "/" in bucket:
+            raise ValueError(f'{quoted(bucket)} holds "/"; put what follows the bucket\'s name into prefix')
+        # Wider than AWS's own rule: other servers have upper case, underscores and tenants.
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._:-]{1,254}", bucket):
+            raise ValueError(f"{quoted(bucket)} is not a bucket name; use letters, digits, dots and hyphens")
+        return bucket
+
+    @field_validator("prefix")
+    @classmethod
+    def _clean_prefix(cls, prefix: str) -> str:
+        parts = prefix.removesuffix("/").split("/") if prefix else []
+        if any(part in ("", ".", "..") for part in parts):
+            raise ValueError(f'{quoted(prefix)} begins with "/" or holds "//", "." or ".."; write it like "raw/2024/"')
+        if not prefix.isprintable() or len(prefix.encode()) > 512:
+            raise ValueError("holds control characters or is longer than 512 bytes; shorten it")
+        return prefix
+
+    @field_validator("endpoint_url")
+    @classmethod
+    def _plain_endpoint(cls, url: str | None) -> str | None:
+        # Never quoted: what is wrong here may be a password.
+        if url is not None and "@" in url:
+            raise ValueError("holds a user or password; secrets do not belong here: use credentials = NAME")
+        if url is not None and not _ENDPOINT.fullmatch(url):
+            raise ValueError('is not an endpoint; write "https://HOST" or "https://HOST:PORT", without a path')
+        return url
+
+    @field_validator("region", "storage_class", "sse_kms_key")
+    @classmethod
+    def _one_word(cls, value: str | None) -> str | None:
+        if value is not None and not re.fullmatch(r"[A-Za-z0-9._:/+=@-]{1,2048}", value):
+            raise ValueError("is empty or holds spaces or unusual characters; write it as the S3 server names it")
+        return value
+
+    @field_validator("credentials")
+    @classmethod
+    def _credential_name(cls, name: str | None) -> str | None:
+        if name is None:
+            return None
+        if _ACCESS_KEY.fullmatch(name):
+            raise ValueError("is an access key itself; secrets do not belong here: write the name of a credential")
+        if name.startswith("/"):
+            return _absolute(name)
+        if not _CREDENTIAL.fullmatch(name):
+            raise ValueError("is not the name of a credential; write a plain name or the absolute path of a file")
+        return name
+
+    @field_validator("sse_kms_key")
+    @classmethod
+    def _key_needs_kms(cls, key: str | None, info: Any) -> str | None:
+        if key is not None and info.data.get("sse", "aws:kms") != "aws:kms":
+            raise ValueError('is used only with KMS; write sse = "aws:kms" too')
+        return key
+
+    @field_validator("tags")
+    @classmethod
+    def _tag_rules(cls, tags: dict[str, str]) -> dict[str, str]:
+        """S3 user guide, "Categorizing your storage using tags"."""
+        if len(tags) > 10:
+            raise ValueError(f"has {len(tags)} tags; S3 takes at most 10")
+        for key, value in tags.items():
+            if not 1 <= len(key) <= 128 or len(value) > 256:
+                raise ValueError(f"{quoted(key)} is too long; S3 takes names of 1 to 128 and values of 256 characters")
+            if key.lower().startswith("aws:"):
+                raise ValueError(f'{quoted(key)} begins with "aws:", which is reserved; choose another name')
+            if not re.fullmatch(r"[\w .:/=+@-]*", key + value):
+                raise ValueError(
+                    f"{quoted(key)} holds a character S3 refuses; use letters, digits, spaces and . : / = + - _ @"
+                )
+        return tags
+
+
+class DirectoryDestination(_Table):
+    name: str
+    type: Literal["directory"] = "directory"
+    path: AbsolutePath
+
+
+class BesideDestination(_Table):
+    """Next to the source (PRODUCT P9)."""
+
+    name: str
+    type: Literal["beside"] = "beside"
+
+
+Destination = S3Destination | DirectoryDestination | BesideDestination
+
+
+class Compress(_Table):
+    format: Literal["zstd", "gzip"]
+    level: int = Field(6, ge=1, le=22)
+    min_size: Annotated[int, Bytes()] = 10 * MIB
+    """Bytes. Files of at most this size go as they are."""
+    timeout: Annotated[float, Duration(SHORTEST_WAIT)] = 300.0
+    """Seconds without progress."""
+
+    @field_validator("level")
+    @classmethod
+    def _level_of_format(cls, level: int, info: Any) -> int:
+        if info.data.get("format") == "gzip" and level > 9:
+            raise ValueError(f"{level} is out of range; gzip has levels 1 to 9")
+        return level
+
+
+class Watch(_Table):
+    name: str
+    path: AbsolutePath
+    destinations: Texts = Field(min_length=1)
+    include: Globs = ()
+    exclude: Globs = ()
+    ignore: Globs = ()
+    """Added to the temporary names that are always ignored."""
+    mode: Literal["auto", "inotify", "poll"] = "auto"
+    poll_interval: Annotated[float, Duration(SHORTEST_WAIT)] = 10.0
+    rescan_interval: Annotated[float, Duration(SHORTEST_WAIT)] = 900.0
+    settle: Annotated[float | None, Duration(word="auto")] = None
+    """Seconds without change. None: 5 on local, 90 on network file systems."""
+    settle_closed: Annotated[float, Duration()] = 1.0
+    """Seconds without change, when the file is known to be closed."""
+    settle_per_gib: Annotated[float, Duration()] = 0.0
+    """Seconds more for each GiB of the file."""
+    marker: str | None = None
+    """Name of the file that says "this directory is complete"."""
+    compress: Compress | None = None
+    key: str = "{watch}/{path}"
+    verify: Literal["checksum", "readback"] = "checksum"
+    digests: Annotated[tuple[Literal["blake2b", "sha1", "md5"], ...], Field(strict=False)] = ()
+    """Recorded beside SHA-256, which always is."""
+    after: Literal["keep", "delete", "move"] = "keep"
+    after_dir: AbsolutePath | None = None
+    """Where ``move`` puts sources; in the file: ``after = "move:DIRECTORY"``."""
+    after_grace: Annotated[float, Duration()] = 0.0
+    """Seconds between proof and ``delete`` or ``move``."""
+    on_change: Literal["replace", "keep-both", "refuse"] = "replace"
+    stage: bool | None = None
+    """Copy to local staging first. None: when the source is on a network file system."""
+    hard_links: bool = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _spelled_out(cls, table: Any) -> Any:
+        """``after = "move:DIR"`` is two fields; ``stage = "auto"`` and ``digests = ["sha256"]`` are the defaults."""
+        if not isinstance(table, dict):
+            return table
+        table = dict(table)
+        after = table.get("after")
+        if isinstance(after, str) and after.startswith("move:"):
+            table |= {"after": "move", "after_dir": after.removeprefix("move:")}
+        if table.get("stage") == "auto":
+            table["stage"] = None
+        if isinstance(table.get("digests"), list | tuple):
+            table["digests"] = [name for name in table["digests"] if name != "sha256"]
+        return table
+
+    @field_validator("compress", mode="before")
+    @classmethod
+    def _compress_word(cls, value: Any) -> Any:
+        if value is False or value == "none":
+            return None
+        if value is True or (isinstance(value, str) and value not in ("zstd", "gzip")):
+            raise ValueError('is not a compression; write "zstd", "gzip" or "none"')
+        return {"format": value} if isinstance(value, str) else value
+
+    @field_validator("marker")
+    @classmethod
+    def _marker_name(cls, name: str | None) -> str | None:
+        if name is not None and (name in ("", ".", "..") or "/" in name or "\0" in name):
+            raise ValueError(f'{quoted(name)} is not a file name; write a plain name such as "CopyComplete.txt"')
+        return name
+
+    @field_validator("key")
+    @classmethod
+    def _key_template(cls, template: str) -> str:
+        if problem := template_problem(template):
+            raise ValueError(f'{quoted(template)} cannot name files: {problem}; write one like "{{watch}}/{{path}}"')
+        return template
+
+    @model_validator(mode="after")
+    def _move_needs_directory(self) -> Self:
+        if self.after == "move" and self.after_dir is None:
+            raise ValueError('"move" has no directory; write after = "move:/absolute/directory"')
+        return self
+
+
+class Config(_Table):
+    """All that the operator decided. Two configs mean the same if their ``digest`` is the same."""
+
+    service: Service = Field(default_factory=Service)
+    limits: Limits = Field(default_factory=Limits)
+    destinations: dict[str, Destination] = Field(default_factory=dict)
+    watches: dict[str, Watch] = Field(default_factory=dict)
+    compression_disabled: bool = False
+    """QUAYMASTER_DISABLE_COMPRESSION was set: no file is compressed, whatever its watch says."""
+    sources: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    """The files read, in order."""
+    digest: str = ""
+    """SHA-256, in hex, of what is in effect (not of the files' text); no secret is in it."""
+
+    _places: Places = PrivateAttr(default_factory=dict)
+
+    def where(self, *keys: str) -> str:
+        """ "FILE:LINE" of a key such as ``("watch", "sequencer", "path")``, or "default"."""
+        return self._places.get(keys, "default")
+
+    def effective(self) -> list[tuple[str, object, str]]:
+        """Every setting in effect: dotted key, value (bytes, seconds; None where nothing is set), and from where."""
+        return [(".".join(keys), value, self.where(*keys)) for keys, value, _ in show.settings(self)]
