@@ -1,0 +1,228 @@
+"""The database file: opening, migrating, committing. SQLite in WAL mode with synchronous=FULL.
+
+A commit that has returned survives a power cut (https://www.sqlite.org/wal.html#performance_considerations), so
+every write here is durable when its call returns. To make that cheap, writers that arrive while another commits are
+committed together (group commit).
+"""
+
+from __future__ import annotations
+
+import importlib.resources
+import os
+import sqlite3
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, TypeVar
+
+from quaymaster.errors import StoreBusy, StoreDamaged, StoreError, StoreFull, StoreTooNew, StoreUnwritable
+
+Transaction = sqlite3.Connection
+T = TypeVar("T")
+
+APPLICATION_ID = 0x51554159  # "QUAY"
+FILE_NAME = "quaymaster.db"
+_BATCH = 1000  # writers committed together; bounds how long one commit holds the lock
+_BUSY_SECONDS = 20.0
+
+
+class _Entry:
+    __slots__ = ("act", "done", "error", "result")
+
+    def __init__(self, act: Callable[[Transaction], Any]) -> None:
+        self.act = act
+        self.done = False
+        self.result: Any = None
+        self.error: BaseException | None = None
+
+
+class Database:
+    """One database file: a connection for writing, shared under group commit, and one a thread for reading."""
+
+    def __init__(self, directory: str, *, create: bool = False) -> None:
+        """Open ``directory``/quaymaster.db, migrating an older one; ``create`` makes a missing one (and the
+        directory)."""
+        self.path = os.path.join(directory, FILE_NAME)
+        self._pending: list[_Entry] = []
+        self._pending_lock = threading.Lock()
+        self._writer_lock = threading.Lock()
+        self._readers = threading.local()
+        self._all_readers: list[sqlite3.Connection] = []
+        if create:
+            _make_directory(directory)
+        elif not os.path.exists(self.path):
+            raise StoreUnwritable(
+                f"There is no queue in {directory}",
+                "Start the service once, or name the right file with --config",
+            )
+        with _mapped(self.path):
+            self._writer = self._connect()
+            try:
+                _prepare(self._writer, self.path)
+            except BaseException:
+                self._writer.close()
+                raise
+
+    def write(self, act: Callable[[Transaction], T]) -> T:
+        """Run ``act`` in a transaction and return its result once that is durable. ``act`` touches nothing but the
+        database: it is rolled back alone when it raises."""
+        entry = _Entry(act)
+        with self._pending_lock:
+            self._pending.append(entry)
+        with self._writer_lock:
+            if not entry.done:
+                with self._pending_lock:
+                    batch, self._pending = self._pending[:_BATCH], self._pending[_BATCH:]
+                self._commit(batch)
+                if not entry.done:  # more than a batch was waiting: this entry's turn is the next one
+                    with self._pending_lock:
+                        self._pending.remove(entry)
+                    self._commit([entry])
+        if entry.error is not None:
+            raise entry.error
+        return entry.result  # type: ignore[no-any-return]
+
+    def _commit(self, batch: list[_Entry]) -> None:
+        try:
+            with _mapped(self.path):
+                self._writer.execute("BEGIN IMMEDIATE")
+                for entry in batch:
+                    self._run(entry, alone=len(batch) == 1)
+                self._writer.execute("COMMIT")
+        except BaseException as error:
+            with suppress(sqlite3.Error):
+                if self._writer.in_transaction:
+                    self._writer.execute("ROLLBACK")
+            for entry in batch:
+                entry.error = entry.error or error
+        for entry in batch:
+            entry.done = True
+
+    def _run(self, entry: _Entry, *, alone: bool) -> None:
+        if alone:
+            entry.result = entry.act(self._writer)
+            return
+        self._writer.execute("SAVEPOINT entry")
+        try:
+            entry.result = entry.act(self._writer)
+        except sqlite3.OperationalError:
+            raise  # full, read-only, I/O: nothing of this batch can be committed
+        except Exception as error:
+            entry.error = error
+            self._writer.execute("ROLLBACK TO entry")
+        self._writer.execute("RELEASE entry")
+
+    @contextmanager
+    def read(self) -> Iterator[Transaction]:
+        """A consistent view for reading; sees every commit made before it began."""
+        with _mapped(self.path):
+            connection: sqlite3.Connection | None = getattr(self._readers, "connection", None)
+            if connection is None:
+                connection = self._connect()
+                connection.execute("PRAGMA query_only = ON")
+                self._readers.connection = connection
+                self._all_readers.append(connection)
+            connection.execute("BEGIN")
+            try:
+                yield connection
+            finally:
+                if connection.in_transaction:
+                    connection.execute("COMMIT")
+
+    def close(self) -> None:
+        for connection in [*self._all_readers, self._writer]:
+            with suppress(sqlite3.Error):
+                connection.close()
+
+    def _connect(self) -> sqlite3.Connection:
+        connection = sqlite3.connect(
+            self.path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False, cached_statements=200
+        )
+        connection.row_factory = sqlite3.Row
+        connection.execute("PRAGMA synchronous = FULL")
+        connection.execute("PRAGMA foreign_keys = ON")
+        # Checkpoints cost two more fsyncs: every 16 MiB of log instead of every 4.
+        connection.execute("PRAGMA wal_autocheckpoint = 4000")
+        return connection
+
+
+def _make_directory(directory: str) -> None:
+    try:
+        os.makedirs(directory, mode=0o700, exist_ok=True)
+    except OSError as error:
+        raise StoreUnwritable(
+            f"The state directory {directory} cannot be made ({os.strerror(error.errno or 0)})",
+            "Make it and give it to the service's user, or set service.state_dir",
+        ) from None
+
+
+def _prepare(connection: sqlite3.Connection, path: str) -> None:
+    application = connection.execute("PRAGMA application_id").fetchone()[0]
+    version = connection.execute("PRAGMA user_version").fetchone()[0]
+    if application not in (0, APPLICATION_ID) or (application == 0 and version):
+        raise StoreDamaged(f"{path} is not a quaymaster database", "Move it away, or set service.state_dir")
+    steps = _migrations()
+    if version > len(steps):
+        raise StoreTooNew(
+            f"{path} was written by a newer quaymaster (schema {version}; this one knows {len(steps)})",
+            "Install that version again, or name another service.state_dir; nothing was changed",
+        )
+    if version == len(steps):
+        return
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("BEGIN IMMEDIATE")
+    # Another process may have migrated while this one waited for the lock.
+    version = connection.execute("PRAGMA user_version").fetchone()[0]
+    for number, script in enumerate(steps[version:], start=version + 1):
+        for statement in _statements(script):
+            connection.execute(statement)
+        connection.execute(f"PRAGMA user_version = {number}")
+    connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+    connection.execute("COMMIT")
+    os.chmod(path, 0o600)
+
+
+def _migrations() -> list[str]:
+    folder = importlib.resources.files("quaymaster.store").joinpath("migrations")
+    return [item.read_text() for item in sorted(folder.iterdir(), key=lambda i: i.name) if item.name.endswith(".sql")]
+
+
+def _statements(script: str) -> Iterator[str]:
+    # executescript() would commit first, and a migration must be one transaction.
+    statement = ""
+    for line in script.splitlines(keepends=True):
+        statement += line
+        if sqlite3.complete_statement(statement):
+            yield statement
+            statement = ""
+
+
+@contextmanager
+def _mapped(path: str) -> Iterator[None]:
+    """sqlite3's errors as ours, by result code (https://www.sqlite.org/rescode.html)."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise _store_error(error, path) from error
+
+
+def _store_error(error: sqlite3.Error, path: str) -> StoreError:
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    folder = os.path.dirname(path)
+    if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+        return StoreDamaged(
+            f"The database {path} is damaged ({error})",
+            "Stop the service, keep a copy of the file, and restore a backup of it; nothing was changed",
+        )
+    if code == sqlite3.SQLITE_FULL:
+        return StoreFull(f"The disk that holds {folder} is full", "Make room; the service goes on by itself")
+    if code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM, sqlite3.SQLITE_AUTH):
+        return StoreUnwritable(
+            f"The database {path} cannot be opened for writing ({error})",
+            "Run the command as root or as the service's user, and check the directory's owner",
+        )
+    if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+        return StoreBusy(f"The database {path} stayed locked for {_BUSY_SECONDS:.0f} s", "Try again")
+    if code == sqlite3.SQLITE_IOERR:
+        return StoreUnwritable(f"The disk that holds {path} has a fault ({error})", "Look at the kernel's log")
+    return StoreError(f"The database {path} answered: {error}")

@@ -1,0 +1,1 @@
+"""Benchmarks: what the product promises about speed, with both sides measured in one run."""

@@ -1,0 +1,137 @@
+"""Q1, Q6: what was committed survives; what cannot be used is said in one line and not touched."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from quaymaster.errors import StoreDamaged, StoreFull, StoreTooNew, StoreUnwritable
+from quaymaster.model import FileVersion, Identity
+from quaymaster.store import Filter, Store
+
+_WRITER = """
+import sys
+from quaymaster.model import FileVersion, Identity
+from quaymaster.store import Store
+store = Store(sys.argv[1], create=True)
+number = len(store.jobs(__import__("quaymaster.store").store.Filter()))
+while True:
+    number += 1
+    store.enqueue([FileVersion("w", b"%d" % number, Identity(number, 1, 1))])
+    print(number, flush=True)
+"""
+
+
+def test_what_was_acknowledged_before_sigkill_is_there_after_it(tmp_path: Path) -> None:
+    randomness = random.Random(7)
+    acknowledged = 0
+    for _ in range(5):
+        writer = subprocess.Popen([sys.executable, "-c", _WRITER, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+        assert writer.stdout is not None
+        for _ in range(randomness.randrange(1, 200)):
+            acknowledged = int(writer.stdout.readline())
+        writer.send_signal(signal.SIGKILL)
+        rest = writer.stdout.read().split("\n")
+        acknowledged = max([acknowledged, *(int(line) for line in rest[:-1] if line)])
+        writer.wait()
+        writer.stdout.close()
+        store = Store(str(tmp_path))
+        numbers = [int(job.version.path) for job in store.jobs(Filter())]
+        store.close()
+        assert numbers == list(range(1, len(numbers) + 1))
+        assert len(numbers) >= acknowledged
+
+
+def test_every_commit_is_flushed_to_the_disk(tmp_path: Path) -> None:
+    store = Store(str(tmp_path), create=True)
+    with store._db.read() as t:
+        assert t.execute("PRAGMA synchronous").fetchone()[0] == 2  # FULL
+        assert t.execute("PRAGMA journal_mode").fetchone()[0] == "wal"
+    store.close()
+
+
+def test_a_command_does_not_make_an_empty_queue_where_there_is_none(tmp_path: Path) -> None:
+    with pytest.raises(StoreUnwritable, match="There is no queue in"):
+        Store(str(tmp_path))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_is_not_a_database_is_left_alone(tmp_path: Path) -> None:
+    file = tmp_path / "quaymaster.db"
+    file.write_bytes(b"my thesis, not a database" * 100)
+    with pytest.raises(StoreDamaged):
+        Store(str(tmp_path), create=True)
+    assert file.read_bytes() == b"my thesis, not a database" * 100
+
+
+def test_somebody_elses_database_is_left_alone(tmp_path: Path) -> None:
+    with sqlite3.connect(tmp_path / "quaymaster.db") as connection:
+        connection.execute("PRAGMA user_version = 3")
+        connection.execute("CREATE TABLE recipes (name)")
+    connection.close()
+    before = (tmp_path / "quaymaster.db").read_bytes()
+    with pytest.raises(StoreDamaged, match="not a quaymaster database"):
+        Store(str(tmp_path), create=True)
+    assert (tmp_path / "quaymaster.db").read_bytes() == before
+
+
+def test_a_newer_schema_is_named_and_not_touched(tmp_path: Path) -> None:
+    Store(str(tmp_path), create=True).close()
+    with sqlite3.connect(tmp_path / "quaymaster.db") as connection:
+        connection.execute("PRAGMA user_version = 99")
+    connection.close()
+    with pytest.raises(StoreTooNew, match="schema 99"):
+        Store(str(tmp_path), create=True)
+
+
+def test_a_corrupt_page_is_one_clear_error(tmp_path: Path) -> None:
+    store = Store(str(tmp_path), create=True)
+    store.enqueue([FileVersion("w", b"%d" % i, Identity(i, 1, 1)) for i in range(2000)])
+    store.close()
+    file = tmp_path / "quaymaster.db"
+    data = bytearray(file.read_bytes())
+    for page in range(1, len(data) // 4096):
+        data[page * 4096 : page * 4096 + 64] = b"\xa5" * 64
+    file.write_bytes(data)
+    with pytest.raises(StoreDamaged, match="is damaged"):
+        Store(str(tmp_path)).jobs(Filter())
+
+
+def test_the_database_is_private_to_its_user(tmp_path: Path) -> None:
+    Store(str(tmp_path / "state"), create=True).close()
+    assert os.stat(tmp_path / "state").st_mode & 0o077 == 0
+    assert os.stat(tmp_path / "state/quaymaster.db").st_mode & 0o077 == 0
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small tmpfs needs root")
+def test_a_full_disk_is_said_loses_nothing_and_goes_on_when_there_is_room(tmp_path: Path) -> None:
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(tmp_path)], check=True)
+    try:
+        store = Store(str(tmp_path), create=True)
+        number = 0
+
+        def add_a_hundred() -> None:
+            store.enqueue([FileVersion("w", b"%d" % i, Identity(i, 1, 1)) for i in range(number, number + 100)])
+
+        def fill() -> None:
+            nonlocal number
+            while True:
+                add_a_hundred()
+                number += 100
+
+        with pytest.raises(StoreFull, match="is full"):
+            fill()
+        subprocess.run(["mount", "-o", "remount,size=8m", str(tmp_path)], check=True)
+        assert len(store.jobs(Filter())) == number
+        store.enqueue([FileVersion("w", b"more", Identity(1, 1, 2))])
+        assert len(store.jobs(Filter())) == number + 1
+        store.close()
+    finally:
+        subprocess.run(["umount", "-l", str(tmp_path)], check=True)
