@@ -105,6 +105,8 @@ class StoreTooNew(StoreError):
 class TransferError(QuaymasterError):
     retry: ClassVar[Retry] = Retry.FOREVER
     code = "transfer"
+    retry_after: float = 0.0
+    """Seconds for which the other side asks to be left alone; 0 if it did not say."""
 
 
 class TemporaryError(TransferError):

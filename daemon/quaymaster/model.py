@@ -165,6 +165,8 @@ class Event:
     destination: str = ""
     size: int = -1
     sha256: str = ""
+    code: str = ""
+    """Of the error behind it (errors.py)."""
 
 
 Emit = Callable[[Event], None]

@@ -19,7 +19,7 @@ from time import perf_counter
 
 @dataclass(frozen=True)
 class Result:
-    """One line of the summary: how many times as fast as the other side, and how many it should be."""
+    """One line of the summary: how many times as fast as the other side, and how many it should be (0: no goal)."""
 
     name: str
     ratio: float
@@ -72,7 +72,8 @@ def compare(
         each = sorted(their / our for their, our in zip(seconds[side], seconds["quaymaster"], strict=True))
         print(
             f"  {side:<34} {_speed(median, amount, unit)}   {result.ratio:5.2f} x  (rounds {each[0]:.2f} to"
-            f" {each[-1]:.2f})  goal {wanted:.2f}  {'reached' if result.reached else 'MISSED'}"
+            f" {each[-1]:.2f})"
+            + (f"  goal {wanted:.2f}  {'reached' if result.reached else 'MISSED'}" if wanted else "")
         )
     return good
 

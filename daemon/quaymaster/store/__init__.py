@@ -58,20 +58,21 @@ class Store:
         """Remember an upload that has begun, so that it can be aborted whatever happens to this process."""
         self._db.write(lambda t: jobs.begin_upload(t, job.id, destination, token, self._clock()))
 
-    def end_upload(self, job_id: int, destination: str) -> None:
-        self._db.write(lambda t: jobs.end_upload(t, job_id, destination))
+    def end_upload(self, job_id: int, destination: str, token: str) -> None:
+        """Nothing of this upload is left to abort."""
+        self._db.write(lambda t: jobs.end_upload(t, job_id, destination, token))
 
     def uploads(self, job: Job | None = None) -> list[tuple[int, str, str]]:
         """(job number, destination, token) of uploads that began and did not end."""
         with self._db.read() as t:
             return jobs.uploads(t, job.id if job else None)
 
-    def deliver(self, proof: Proof) -> None:
+    def deliver(self, proof: Proof, token: str = "") -> None:
         """Record one delivery with its proof: ledger, custody log and the end of its upload, in one commit."""
 
         def act(t: Any) -> None:
             ledger.record(t, proof)
-            jobs.end_upload(t, proof.job, proof.destination)
+            jobs.end_upload(t, proof.job, proof.destination, token)
             version = proof.version
             custody.append(
                 t,
@@ -200,8 +201,9 @@ class Store:
         def act(t: Any) -> list[int]:
             chosen = jobs.find(t, which)
             ids = jobs.retry(t, which)
+            affected = set(ids)
             for job in chosen:
-                if job.id in ids:
+                if job.id in affected:
                     self._note(t, "retried", job, {"by": "operator"})
             return ids
 
@@ -213,8 +215,9 @@ class Store:
         def act(t: Any) -> list[int]:
             chosen = jobs.find(t, which)
             ids = jobs.drop(t, which, self._clock())
+            affected = set(ids)
             for job in chosen:
-                if job.id in ids:
+                if job.id in affected:
                     self._note(t, "dropped", job, {"by": "operator", "code": job.error_code})
             return ids
 

@@ -50,11 +50,8 @@ class Database:
         self._all_readers: list[sqlite3.Connection] = []
         if create:
             _make_directory(directory)
-        elif not os.path.exists(self.path):
-            raise StoreUnwritable(
-                f"There is no queue in {directory}",
-                "Start the service once, or name the right file with --config",
-            )
+        else:
+            _require(self.path)
         with _mapped(self.path):
             self._writer = self._connect()
             try:
@@ -146,6 +143,20 @@ class Database:
         return connection
 
 
+def _require(path: str) -> None:
+    folder = os.path.dirname(path)
+    try:
+        os.stat(path)
+    except PermissionError:
+        raise StoreUnwritable(
+            f"You have no permission to enter {folder}", "Run the command as root or as the service's user"
+        ) from None
+    except OSError:
+        raise StoreUnwritable(
+            f"There is no queue in {folder}", "Start the service once, or name the right file with --config"
+        ) from None
+
+
 def _make_directory(directory: str) -> None:
     try:
         os.makedirs(directory, mode=0o700, exist_ok=True)
@@ -159,7 +170,8 @@ def _make_directory(directory: str) -> None:
 def _prepare(connection: sqlite3.Connection, path: str) -> None:
     application = connection.execute("PRAGMA application_id").fetchone()[0]
     version = connection.execute("PRAGMA user_version").fetchone()[0]
-    if application not in (0, APPLICATION_ID) or (application == 0 and version):
+    tables = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+    if application not in (0, APPLICATION_ID) or (application == 0 and (version or tables)):
         raise StoreDamaged(f"{path} is not a quaymaster database", "Move it away, or set service.state_dir")
     steps = _migrations()
     if version > len(steps):
@@ -215,7 +227,8 @@ def _store_error(error: sqlite3.Error, path: str) -> StoreError:
             "Stop the service, keep a copy of the file, and restore a backup of it; nothing was changed",
         )
     if code == sqlite3.SQLITE_FULL:
-        return StoreFull(f"The disk that holds {folder} is full", "Make room; the service goes on by itself")
+        advice = "Make room on it: a service that runs then goes on by itself"
+        return StoreFull(f"The disk that holds {folder} is full", advice)
     if code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM, sqlite3.SQLITE_AUTH):
         return StoreUnwritable(
             f"The database {path} cannot be opened for writing ({error})",

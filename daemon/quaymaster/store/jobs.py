@@ -115,13 +115,19 @@ def _had(t: Transaction, watch: int, paths: set[bytes]) -> dict[bytes, list[tupl
 
 
 def claim(t: Transaction, limit: int, now: float, *, watches: Sequence[str] = ()) -> list[Job]:
-    """Take up to ``limit`` jobs, oldest first, in turn from each watch; with ``watches`` only from those."""
+    """Take up to ``limit`` jobs, oldest first, in turn from each watch; with ``watches`` only from those.
+
+    A newer version of a file waits until the older one has run: which copy it replaces is known only then.
+    """
     t.execute("UPDATE jobs SET state = 'queued', retry_at = NULL WHERE state = 'waiting' AND retry_at <= ?", (now,))
     queues = [
         [
             row[0]
             for row in t.execute(
-                "SELECT id FROM jobs WHERE watch_id = ? AND state = 'queued' ORDER BY id LIMIT ?", (number, limit)
+                "SELECT id FROM jobs WHERE watch_id = ? AND state = 'queued' AND NOT EXISTS (SELECT 1 FROM jobs AS older"
+                " WHERE older.state = 'running' AND older.watch_id = jobs.watch_id AND older.path = jobs.path)"
+                " ORDER BY id LIMIT ?",
+                (number, limit),
             )
         ]
         for number in _watches_with_work(t, watches)
@@ -279,8 +285,8 @@ def begin_upload(t: Transaction, job: int, destination: str, token: str, now: fl
     t.execute("INSERT OR REPLACE INTO uploads VALUES (?, ?, ?, ?)", (job, destination, token, now))
 
 
-def end_upload(t: Transaction, job: int, destination: str) -> None:
-    t.execute("DELETE FROM uploads WHERE job_id = ? AND destination = ?", (job, destination))
+def end_upload(t: Transaction, job: int, destination: str, token: str) -> None:
+    t.execute("DELETE FROM uploads WHERE job_id = ? AND destination = ? AND token = ?", (job, destination, token))
 
 
 def uploads(t: Transaction, job: int | None = None) -> list[tuple[int, str, str]]:

@@ -28,7 +28,9 @@ def running(store: Store, version: FileVersion) -> Job:
     return next(job for job in store.jobs(Filter()) if job.version == version)
 
 
-def deliver(store: Store, size: int, *, destination: str = "archive", key: str = "w/a.fastq.zst") -> Proof:
+def deliver(
+    store: Store, size: int, *, destination: str = "archive", key: str = "w/a.fastq.zst", token: str = ""
+) -> Proof:
     version = FileVersion("w", b"a\xff.fastq", Identity(2**63 + 5, size, 1_700_000_000_123_456_789))
     job = running(store, version)
     proof = Proof(
@@ -37,7 +39,7 @@ def deliver(store: Store, size: int, *, destination: str = "archive", key: str =
         stored=Stored(key, 3, etag=f"e{size}", version_id="v", checksum="SHA256:x", evidence="sha256"),
         delivered_at=1000.25,
     )  # fmt: skip
-    store.deliver(proof)
+    store.deliver(proof, token)
     return proof
 
 
@@ -76,8 +78,20 @@ def test_the_end_of_an_upload_is_recorded_with_its_delivery(store: Store) -> Non
     (job,) = store.claim(1)
     store.begin_upload(job, "archive", "token")
     assert store.uploads() == [(job.id, "archive", "token")]
-    deliver(store, 10)
+    deliver(store, 10, token="token")
     assert store.uploads(job) == []
+
+
+def test_an_upload_that_could_not_be_aborted_is_remembered_beside_the_one_that_took_its_place(store: Store) -> None:
+    version = FileVersion("w", b"a\xff.fastq", Identity(2**63 + 5, 10, 1_700_000_000_123_456_789))
+    store.enqueue([version])
+    (job,) = store.claim(1)
+    store.begin_upload(job, "archive", "left behind")
+    store.begin_upload(job, "archive", "token")
+    deliver(store, 10, token="token")
+    assert store.uploads() == [(job.id, "archive", "left behind")]
+    store.end_upload(job.id, "archive", "left behind")
+    assert store.uploads() == []
 
 
 def test_the_chain_can_be_checked_by_hand_and_names_the_path_exactly(store: Store) -> None:

@@ -38,7 +38,7 @@ CREATE TABLE uploads (
     destination TEXT    NOT NULL,
     token       TEXT    NOT NULL,
     begun_at    REAL    NOT NULL,
-    PRIMARY KEY (job_id, destination)
+    PRIMARY KEY (job_id, destination, token)
 ) WITHOUT ROWID;
 
 -- Which version is where, with what proof. Rows are never changed but for what became of the copy and the source.
