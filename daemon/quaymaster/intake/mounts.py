@@ -1,0 +1,177 @@
+"""Which filesystem a path is on, told by the mount table alone (PRODUCT W2, W6).
+
+``/proc/self/mountinfo`` (proc_pid_mountinfo(5)) is read, never the mount itself: a dead server cannot hang the answer.
+Only :func:`survey` touches the watched directory, and it runs in that watch's own thread.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from dataclasses import dataclass
+
+from quaymaster.errors import SourceUnavailable
+
+MOUNTINFO = "/proc/self/mountinfo"
+
+# inotify reports what goes through this kernel. overlayfs is not here: it is blind to writes on its layers.
+_SEEN_BY_INOTIFY = {"ext2", "ext3", "ext4", "xfs", "btrfs", "tmpfs", "f2fs", "zfs", "bcachefs"}
+
+# Others may write here without this kernel knowing. FUSE is counted in: it cannot be told what is behind it.
+_NETWORK = {
+    *("9p", "afs", "auristorfs", "autofs", "beegfs", "beegfs_nodev", "ceph", "coda", "davfs", "davfs2", "fuse"),
+    *("fuseblk", "gfs2", "glusterfs", "gpfs", "lustre", "ncpfs", "ocfs2", "orangefs", "panfs", "prl_fs", "pvfs2"),
+    *("vboxsf", "virtiofs", "vmhgfs", "wekafs"),
+}
+_NETWORK_PREFIXES = ("fuse.", "nfs", "cifs", "smb")
+
+_OCTAL = re.compile(r"\\([0-7]{3})")
+
+
+@dataclass(frozen=True, slots=True)
+class Filesystem:
+    type: str
+    mount_point: str
+    device: str
+    """The mount's source: ``/dev/sda1``, ``server:/export``."""
+    network: bool
+    """Other machines, or a process of its own, may change it unseen by this kernel."""
+    inotify: bool
+    """Every change is seen by inotify; file leases tell the truth too."""
+
+    def __str__(self) -> str:
+        return f"{self.type} filesystem {self.device} on {self.mount_point}"
+
+
+@dataclass(frozen=True, slots=True)
+class Ground:
+    """What a watch stands on. Two that differ mean that the watched directory is not the same one any more."""
+
+    path: str
+    """The watched directory without symbolic links: inotify sees nothing through one."""
+    device: int
+    inode: int
+    filesystem: Filesystem
+    blind: tuple[Filesystem, ...]
+    """Filesystems mounted below ``path`` that inotify does not see."""
+
+    @property
+    def inotify(self) -> bool:
+        return self.filesystem.inotify and not self.blind
+
+    @property
+    def network(self) -> bool:
+        return self.filesystem.network or any(below.network for below in self.blind)
+
+
+@dataclass(frozen=True, slots=True)
+class _Mount:
+    id: int
+    parent: int
+    filesystem: Filesystem
+
+
+def read_mountinfo() -> str:
+    with open(MOUNTINFO, encoding="utf-8", errors="surrogateescape") as file:
+        return file.read()
+
+
+def filesystem_of(path: str, mountinfo: str | None = None) -> Filesystem:
+    """The filesystem that the absolute path ``path`` is on. Links in it are not resolved: do that beforehand."""
+    mounts = _parse(read_mountinfo() if mountinfo is None else mountinfo)
+    ids = {mount.id for mount in mounts}
+    # As the kernel walks: from the root of the table down, into whatever is mounted on each directory on the way. A
+    # longest prefix alone would find a mount that a later one, on a directory above, has hidden.
+    candidates = [mount for mount in mounts if mount.parent not in ids or mount.parent == mount.id]
+    found: _Mount | None = None
+    while True:
+        below = [mount for mount in candidates if _within(path, mount.filesystem.mount_point) and mount is not found]
+        if not below:
+            break
+        found = min(reversed(below), key=lambda mount: len(mount.filesystem.mount_point))
+        candidates = [mount for mount in mounts if mount.parent == found.id]
+    if found is None:
+        return Filesystem("unknown", "/", "unknown", network=True, inotify=False)
+    return found.filesystem
+
+
+def blind_below(path: str, mountinfo: str | None = None) -> tuple[Filesystem, ...]:
+    """Filesystems mounted somewhere below ``path`` that inotify does not see."""
+    mounts = _parse(read_mountinfo() if mountinfo is None else mountinfo)
+    return tuple(
+        mount.filesystem
+        for mount in mounts
+        if not mount.filesystem.inotify
+        and mount.filesystem.mount_point != path
+        and _within(mount.filesystem.mount_point, path)
+    )
+
+
+def survey(path: str, mountinfo: str, before: Ground | None = None) -> Ground:
+    """What the watched directory ``path`` stands on now. Raises SourceUnavailable while it cannot be used.
+
+    ``before`` is what it last stood on. When that filesystem is not mounted any more, the directory below the mount
+    point shows through, usually empty: that is an outage, not a directory without files. A filesystem that appears,
+    or another one in the same place, is taken as it is.
+    """
+    if before is not None:
+        now = filesystem_of(before.path, mountinfo)
+        was = before.filesystem
+        if now.mount_point != was.mount_point and _within(was.mount_point, now.mount_point):
+            raise SourceUnavailable(
+                f"The {was} is not mounted, so {path} is not there",
+                "Mount it again; if the files live elsewhere now, restart quaymaster",
+            )
+    try:
+        real = os.path.realpath(path, strict=True)
+        descriptor = os.open(real, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            status = os.fstat(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise unusable(path, error) from None
+    if not stat.S_ISDIR(status.st_mode):
+        raise SourceUnavailable(f"{path} is not a directory", "Correct the watch's path")
+    return Ground(real, status.st_dev, status.st_ino, filesystem_of(real, mountinfo), blind_below(real, mountinfo))
+
+
+def unusable(path: str, error: OSError) -> SourceUnavailable:
+    """What it means for the operator that the watched directory ``path`` gave this error."""
+    match error:
+        case FileNotFoundError():
+            return SourceUnavailable(f"{path} does not exist", "Create the directory, or mount what it is on")
+        case PermissionError():
+            return SourceUnavailable(
+                f"{path} cannot be listed (permission denied)", "Give the service's user read and search permission"
+            )
+        case NotADirectoryError():
+            return SourceUnavailable(f"{path} is not a directory", "Correct the watch's path")
+    return SourceUnavailable(f"{path} cannot be listed ({error.strerror})", "It is tried again until it can")
+
+
+def _parse(text: str) -> list[_Mount]:
+    # 36 35 98:0 /root /mnt/point rw,noatime master:1 - ext3 /dev/root rw
+    mounts = []
+    for line in text.split("\n"):
+        left, separator, right = line.partition(" - ")
+        fields, source = left.split(" "), right.split(" ")
+        if separator and len(fields) >= 6 and len(source) >= 2 and fields[0].isdigit() and fields[1].isdigit():
+            filesystem = _filesystem(_unescape(source[0]), _unescape(fields[4]), _unescape(source[1]))
+            mounts.append(_Mount(int(fields[0]), int(fields[1]), filesystem))
+    return mounts
+
+
+def _filesystem(type_: str, mount_point: str, device: str) -> Filesystem:
+    network = type_ in _NETWORK or type_.startswith(_NETWORK_PREFIXES)
+    return Filesystem(type_, mount_point, device, network, type_ in _SEEN_BY_INOTIFY)
+
+
+def _unescape(field: str) -> str:
+    """Space, tab, newline and backslash stand as three octal digits; each is one byte."""
+    return _OCTAL.sub(lambda match: chr(int(match.group(1), 8)), field)
+
+
+def _within(path: str, directory: str) -> bool:
+    return directory == "/" or path == directory or path.startswith(directory + "/")
