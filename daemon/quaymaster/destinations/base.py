@@ -1,0 +1,118 @@
+"""What a destination is. This docstring and those below are the contract; tests/contract holds every
+implementation to it.
+
+A destination takes bytes under a key and makes them visible in one step, or not at all:
+
+- Nothing is visible under the key before :meth:`Upload.publish` returns, and after it exactly the bytes that were
+  written are. A reader sees the whole object or none.
+- An object that is already there is never overwritten, also when two writers race (exactly one wins, the other gets
+  :class:`~quaymaster.errors.Conflict`), except the very object named in ``Put.replace``, while it is still as it was.
+- A publication that already happened may be repeated: when the key holds an object whose content is proven equal to
+  what was written (stored digest, not size alone), ``publish`` returns it as if it had just been put there.
+- What is returned as :class:`~quaymaster.model.Stored` was proven by the destination after the last byte arrived
+  (``evidence`` says how), never assumed from a status code.
+- Errors are those of errors.py. A connection problem or 5xx is ``Unreachable``; bytes that differ are
+  ``IntegrityError``; the rest is permanent. Nothing else escapes.
+- Whatever fails, ``abort`` leaves nothing behind; ``abort`` itself never raises.
+
+Behaviour such as retries of whole jobs, bandwidth limits and dry runs is added around this interface, not in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from quaymaster.model import Digests, Stored
+
+
+@dataclass(frozen=True, slots=True)
+class Put:
+    """One object about to be written."""
+
+    key: str
+    size_bound: int
+    """The stored bytes will not be more than this (bytes). Chooses the part size."""
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    """``quaymaster-*`` pairs known when the upload begins."""
+    replace: Stored | None = None
+    """The object of ours that this one takes the place of (PRODUCT W8); None: the key must be free."""
+    mtime_ns: int = 0
+    mode: int = 0o644
+    """Permission bits of the source. A directory keeps mtime and mode on the file itself."""
+
+
+class Upload(Protocol):
+    """One object on its way. Used by one thread."""
+
+    def write(self, data: bytes | memoryview) -> None:
+        """Take the next bytes; may block while buffers are full. ``data`` may be reused by the caller afterwards."""
+        ...
+
+    def publish(self, digests: Digests, metadata: Mapping[str, str]) -> Stored:
+        """Prove that what arrived is what left (``digests`` of the stored bytes), then make it visible.
+
+        ``metadata`` is complete now; a destination that had to fix metadata when the upload began
+        (:meth:`Destination.metadata_first`) was given the same pairs in ``Put.metadata``.
+        """
+        ...
+
+    @property
+    def resume_token(self) -> str:
+        """What :meth:`Destination.abandon` needs to remove this upload after a crash; empty while there is nothing to
+        remove: before the first bytes are sent, after publish, and after an abort that could remove everything."""
+        ...
+
+    def abort(self) -> None:
+        """Forget the upload and remove every trace of it. Safe to call twice and after publish (then a no-op)."""
+        ...
+
+
+class Destination(Protocol):
+    """A place that files are delivered to. Thread-safe; opens no connection before it is first used."""
+
+    name: str
+
+    def metadata_first(self, size_bound: int) -> bool:
+        """True when metadata must be complete at :meth:`begin` for an object of up to ``size_bound`` bytes.
+
+        S3 takes an object's metadata when a multipart upload is created, not when it is completed, so the source's
+        digest has to be known before the first part.
+        """
+        ...
+
+    def longest_name(self) -> int:
+        """Bytes that the last component of a key may have (255 on Linux filesystems; S3: 1,024 for the whole key)."""
+        ...
+
+    def memory_needed(self, size_bound: int) -> int:
+        """Bytes of buffers that one upload of up to ``size_bound`` bytes holds at most."""
+        ...
+
+    def begin(self, put: Put) -> Upload: ...
+
+    def abandon(self, token: str) -> bool:
+        """Remove what an upload of an earlier process left (``token`` is its ``resume_token``). Never raises; False
+        while that cannot be done."""
+        ...
+
+    def stat(self, key: str) -> Stored | None:
+        """What is there now under ``key``, or None. Costs one round trip and reads no content."""
+        ...
+
+    def read(self, stored: Stored) -> AbstractContextManager[Iterator[bytes]]:
+        """The object's bytes, past every cache, in pieces of at most 1 MiB; for reading back and restoring."""
+        ...
+
+    def remove(self, stored: Stored) -> None:
+        """Withdraw exactly this object, which we put there; Conflict if something else has taken its place."""
+        ...
+
+    def check(self) -> list[str]:
+        """Facts the operator should know, one line each, after really trying the destination (a probe object is
+        written, read back and removed). Raises the error that a delivery would raise."""
+        ...
+
+    def close(self) -> None: ...

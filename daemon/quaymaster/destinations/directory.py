@@ -1,0 +1,492 @@
+"""A directory on a mounted filesystem as a destination: NFS, SMB or local (PRODUCT P8, P9).
+
+The bytes go into a hidden ``.qm-….part`` beside the target, are synced, read back past the cache and compared, and
+only then get their name. What a reader or another writer can meet depends on what the filesystem offers:
+
+1. link(2), then unlink of the part. The kernel (or the file server) refuses an existing name. A reader sees nothing
+   or the whole file; nothing is ever overwritten, whoever writes. A crash in between leaves a hidden second name.
+2. renameat2(2) with RENAME_NOREPLACE, where there are no hard links (vfat, some SMB mounts): the same guarantees.
+3. A hidden claim file made with O_EXCL, a look that the name is free, and rename(2), where there is neither (some FUSE
+   filesystems). A reader still sees nothing or the whole file, and no quaymaster on any host overwrites another's file,
+   since only the holder of the claim renames. A program that is not quaymaster and makes the same name in the
+   microseconds between look and rename would lose its file. (Claiming the name itself would avoid that, but shows
+   readers an empty file, and a crash would leave it there.)
+
+A file of ours is replaced by exchanging two names (RENAME_EXCHANGE) and looking at what came out: if it is not the file
+that we left there, it is put back. Without that, the look comes just before a plain rename.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import re
+import secrets
+import socket
+import stat
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+
+from quaymaster import keys
+from quaymaster.destinations import disk
+from quaymaster.destinations.base import Put
+from quaymaster.destinations.disk import disk_errors
+from quaymaster.errors import (
+    Conflict,
+    IntegrityError,
+    NameRefused,
+    PermanentError,
+    TransferError,
+    Unreachable,
+)
+from quaymaster.model import Digests, Emit, Event, Level, Stored, shown
+
+_WRITE_BEHIND = 64 << 20  # bytes; after so many, write-back is started and what is clean leaves the cache
+_PART = re.compile(rb"\.qm-([0-9a-f]{8})-(\d{1,10})-(\d{1,20})-[^/]+\.part")
+_READ_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+
+_WAYS = {
+    "link": "names are given with hard links: never overwrites",
+    "rename": "has no hard links; names are given with RENAME_NOREPLACE: never overwrites",
+    "claim": "has neither hard links nor RENAME_NOREPLACE: no quaymaster overwrites another's file, but a file that "
+    "another program makes in the very moment of publication could be",
+}
+
+
+def own_tag() -> str:
+    """Host, process and its start time: names the writer of a part, so that a dead one's can be told."""
+    host = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
+    return f"{host}-{os.getpid()}-{_started(os.getpid())}"
+
+
+def _started(process: int) -> int:
+    """Start time of a process in clock ticks since boot (proc_pid_stat(5), field 22), 0 if there is none."""
+    try:
+        with open(f"/proc/{process}/stat", "rb") as file:
+            return int(file.read().rpartition(b")")[2].split()[19])
+    except (OSError, ValueError, IndexError):
+        return 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """A key's directory and name."""
+
+    folders: tuple[bytes, ...]
+    leaf: bytes
+
+
+class Directory:
+    """A destination below ``path``, which must exist. Thread-safe; keeps nothing open between calls."""
+
+    def __init__(
+        self,
+        name: str,
+        path: str,
+        *,
+        emit: Emit,
+        tag: str | None = None,
+        token: Callable[[], str] = lambda: secrets.token_hex(8),
+    ) -> None:
+        self.name = name
+        self.path = path
+        self._emit = emit
+        self._tag = tag or own_tag()
+        self._token = token
+        self._told: set[str] = set()
+
+    def metadata_first(self, size_bound: int) -> bool:
+        return False
+
+    def longest_name(self) -> int:
+        try:
+            return os.pathconf(self.path, "PC_NAME_MAX")
+        except OSError:
+            return 255
+
+    def memory_needed(self, size_bound: int) -> int:
+        """The most bytes of buffers that one upload holds."""
+        return disk.PIECE
+
+    def begin(self, put: Put) -> DirectoryUpload:
+        place = self.place(put.key)
+        if len(place.leaf) > self.longest_name():
+            raise NameRefused(
+                f"The name of {self.where(put.key)} has {len(place.leaf)} bytes of at most {self.longest_name()}",
+                "Shorten it, or leave it out of the watch",
+            )
+        with disk_errors(self.where(put.key)):
+            for _ in range(10):  # an abort elsewhere may remove the empty directory just made
+                with suppress(FileNotFoundError):
+                    directory, made = self.open_folder(place.folders, create=True)
+                    try:
+                        return DirectoryUpload(self, put, place, directory, made)
+                    except BaseException:
+                        os.close(directory)
+                        self.remove_empty(place.folders, made)
+                        raise
+        raise Unreachable(f"The directory of {self.where(put.key)} keeps vanishing", "It is tried again")
+
+    def stat(self, key: str) -> Stored | None:
+        place = self.place(key)
+        with disk_errors(self.where(key)):
+            try:
+                directory, _ = self.open_folder(place.folders)
+            except FileNotFoundError:
+                return None
+            try:
+                return self.present(directory, place.leaf, key)
+            finally:
+                os.close(directory)
+
+    @contextmanager
+    def read(self, stored: Stored) -> Iterator[Iterator[bytes]]:
+        place = self.place(stored.key)
+        with disk_errors(self.where(stored.key)):
+            try:
+                directory, _ = self.open_folder(place.folders)
+                try:
+                    descriptor = os.open(place.leaf, _READ_FLAGS, dir_fd=directory)
+                finally:
+                    os.close(directory)
+            except FileNotFoundError:
+                raise PermanentError(
+                    f"{self.where(stored.key)} is gone",
+                    "Look who removed it",
+                ) from None
+        try:
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode) or (stored.etag and _etag(status) != stored.etag):
+                raise self.taken(stored.key)
+            yield self._pieces(descriptor, stored)
+        finally:
+            os.close(descriptor)
+
+    def _pieces(self, descriptor: int, stored: Stored) -> Iterator[bytes]:
+        size, digest = 0, hashlib.sha256()
+        with disk_errors(self.where(stored.key)):
+            for piece in disk.pieces_past_cache(descriptor):
+                size += len(piece)
+                digest.update(piece)
+                yield bytes(piece)
+        known = stored.checksum.removeprefix("sha256:")
+        if size != stored.size or (known and known != digest.hexdigest()):
+            raise IntegrityError(
+                f"{self.where(stored.key)} reads back with other bytes than were put there", "Look at its filesystem"
+            )
+
+    def remove(self, stored: Stored) -> None:
+        """The file is first moved to a hidden name and looked at there, so that nothing else is ever removed."""
+        place = self.place(stored.key)
+        with disk_errors(self.where(stored.key)):
+            try:
+                directory, _ = self.open_folder(place.folders)
+            except FileNotFoundError:
+                return
+            try:
+                self._remove(directory, place.leaf, stored)
+            finally:
+                os.close(directory)
+
+    def _remove(self, directory: int, leaf: bytes, stored: Stored) -> None:
+        present = self.present(directory, leaf, stored.key)
+        if present is None:
+            return
+        if (present.etag, present.size) != (stored.etag, stored.size):
+            raise self.taken(stored.key)
+        hidden = self.part_name()
+        try:
+            os.rename(leaf, hidden, src_dir_fd=directory, dst_dir_fd=directory)
+        except FileNotFoundError:
+            return
+        if _etag(os.stat(hidden, dir_fd=directory, follow_symlinks=False)) != stored.etag:
+            disk.publish_name(directory, hidden, leaf)
+            raise self.taken(stored.key)
+        os.unlink(hidden, dir_fd=directory)
+        disk.sync_directory(directory)
+
+    def abandon(self, token: str) -> bool:
+        try:
+            place = self.place(token)
+            if not _PART.fullmatch(place.leaf):
+                return True
+            with disk_errors(self.where(token)), suppress(FileNotFoundError):
+                directory, _ = self.open_folder(place.folders)
+                try:
+                    os.unlink(place.leaf, dir_fd=directory)
+                finally:
+                    os.close(directory)
+        except NameRefused:
+            pass  # not one of ours
+        except TransferError as error:
+            self.tell("upload-left-behind", f"A part that nobody will finish could not be removed: {error}")
+            return False
+        return True
+
+    def sweep(self, *, now: float, older_than: float = 3600) -> int:
+        """Remove the parts that dead processes of this host left, anywhere below the root; how many.
+
+        ``now`` in seconds since the epoch. Those of other hosts are theirs to sweep. Costs a walk of the whole tree.
+        """
+        removed = 0
+        with disk_errors(self.path):
+            root = disk.open_root(self.path)
+            try:
+                for _, _, files, directory in os.fwalk(b".", dir_fd=root):
+                    for name in filter(_PART.fullmatch, files):
+                        with suppress(FileNotFoundError):
+                            status = os.stat(name, dir_fd=directory, follow_symlinks=False)
+                            if now - status.st_mtime >= older_than and self._is_dead(name):
+                                os.unlink(name, dir_fd=directory)
+                                removed += 1
+            finally:
+                os.close(root)
+        return removed
+
+    def _is_dead(self, part: bytes) -> bool:
+        found = _PART.fullmatch(part)
+        assert found is not None
+        host, process, started = found.group(1).decode(), int(found.group(2)), int(found.group(3))
+        return host == self._tag.split("-")[0] and _started(process) != started
+
+    def check(self) -> list[str]:
+        body = b"quaymaster\n" * 3
+        digests = Digests(len(body), hashlib.sha256(body).hexdigest())
+        upload = self.begin(Put(f".quaymaster-probe-{self._token()}", len(body)))
+        try:
+            upload.write(body)
+            stored = upload.publish(digests, {})
+        finally:
+            upload.abort()
+        try:
+            with self.read(stored) as pieces:
+                b"".join(pieces)
+        finally:
+            self.remove(stored)
+        with disk_errors(self.path):
+            space = os.statvfs(self.path)
+        return [
+            f"wrote {len(body)} bytes and read them back past the cache",
+            _WAYS[upload.way],
+            f"{space.f_bavail * space.f_frsize} bytes free; names of up to {self.longest_name()} bytes",
+        ]
+
+    def close(self) -> None:
+        pass
+
+    # For uploads
+
+    def place(self, key: str) -> _Place:
+        *folders, leaf = keys.unescape(key).split(b"/")
+        return _Place(tuple(folders), leaf)
+
+    def where(self, key: str) -> str:
+        return shown(os.path.join(os.fsencode(self.path), keys.unescape(key)))
+
+    def open_folder(self, folders: tuple[bytes, ...], *, create: bool = False) -> tuple[int, int]:
+        """A descriptor of the directory that a name is in, and how many of its last components were made for it."""
+        directory, made = disk.open_root(self.path), 0
+        for depth, folder in enumerate(folders, 1):
+            new: list[int] = []
+            try:
+                directory = disk.open_below(directory, folder, new if create else None)
+            except OSError:
+                self.remove_empty(folders[: depth - 1 + len(new)], made + len(new))
+                raise
+            made = made + 1 if new else 0
+        return directory, made
+
+    def remove_empty(self, folders: tuple[bytes, ...], count: int) -> None:
+        """Take away the last ``count`` of these directories, as far as they are empty."""
+        for depth in range(len(folders), len(folders) - count, -1):
+            with suppress(OSError, TransferError):
+                above, _ = self.open_folder(folders[: depth - 1])
+                try:
+                    os.rmdir(folders[depth - 1], dir_fd=above)
+                finally:
+                    os.close(above)
+
+    def present(self, directory: int, leaf: bytes, key: str) -> Stored | None:
+        try:
+            status = os.stat(leaf, dir_fd=directory, follow_symlinks=False)
+        except FileNotFoundError:
+            return None
+        if not stat.S_ISREG(status.st_mode):
+            raise Conflict(f"{self.where(key)} is not a regular file", "Remove what is in the way, then retry the job")
+        return Stored(key, status.st_size, _etag(status))
+
+    def part_name(self) -> bytes:
+        return f".qm-{self._tag}-{self._token()}.part".encode()
+
+    def taken(self, key: str) -> Conflict:
+        return Conflict(
+            f"{self.where(key)} is not the file that was put there", "Something else has taken its place: look at it"
+        )
+
+    def tell(self, kind: str, message: str) -> None:
+        self._emit(Event(kind, message, Level.WARNING, destination=self.name))
+
+    def tell_once(self, kind: str, message: str) -> None:
+        if kind not in self._told:
+            self._told.add(kind)
+            self.tell(kind, message)
+
+
+class DirectoryUpload:
+    """The :class:`~quaymaster.destinations.base.Upload` of a directory."""
+
+    way = ""
+    """How the name was given: a key of ``_WAYS``."""
+
+    def __init__(self, home: Directory, put: Put, place: _Place, directory: int, made: int) -> None:
+        """Raises OSError. Takes ``directory`` over once it has succeeded."""
+        self._home, self._put, self._place = home, put, place
+        self._made = made
+        self._part = home.part_name()
+        self._where = home.where(put.key)
+        self._file = os.open(self._part, disk.NEW_FLAGS, 0o600, dir_fd=directory)
+        self._directory = directory
+        self._written = self._started = 0
+        self._left_behind = False
+
+    @property
+    def resume_token(self) -> str:
+        """Names the part for :meth:`Directory.abandon`; empty once it is gone."""
+        if self._directory < 0 and not self._left_behind:
+            return ""
+        return keys.escape(b"/".join((*self._place.folders, self._part)))
+
+    def write(self, data: bytes | memoryview) -> None:
+        rest = memoryview(data).cast("B")
+        with disk_errors(self._where):
+            while rest:
+                count = os.write(self._file, rest)
+                self._written += count
+                rest = rest[count:]
+            if self._written - self._started >= _WRITE_BEHIND:
+                # Keeps the sync at the end short, and the host's cache for those who need it.
+                os.posix_fadvise(self._file, 0, self._written, os.POSIX_FADV_DONTNEED)
+                self._started = self._written
+
+    def publish(self, digests: Digests, metadata: Mapping[str, str]) -> Stored:
+        with disk_errors(self._where):
+            os.fsync(self._file)
+            self._compare(digests)
+            self._dress()
+            os.fsync(self._file)
+            descriptor, self._file = self._file, -1
+            os.close(descriptor)
+            stored = self._make_visible(digests)
+            disk.sync_directory(self._directory)
+        self._made = 0
+        self._release()
+        return stored
+
+    def abort(self) -> None:
+        """Removes the part, and the directories that were made for it if they are still empty."""
+        if self._directory < 0:
+            return
+        try:
+            with suppress(FileNotFoundError):
+                os.unlink(self._part, dir_fd=self._directory)
+        except OSError:
+            self._left_behind = True
+        self._release()
+        self._home.remove_empty(self._place.folders, self._made)
+
+    def _compare(self, digests: Digests) -> None:
+        """What the device or server holds under the part's name is what the caller hashed."""
+        descriptor = os.open(self._part, _READ_FLAGS, dir_fd=self._directory)
+        try:
+            size, sha256 = disk.digest_past_cache(descriptor)
+        finally:
+            os.close(descriptor)
+        if (size, sha256) != (digests.size, digests.sha256):
+            raise IntegrityError(
+                f"{self._where} reads back as {size} bytes with SHA-256 {sha256} instead of {digests.size} bytes with "
+                f"{digests.sha256}",
+                "It is written again; if it happens again, test this host's memory and that filesystem",
+            )
+
+    def _dress(self) -> None:
+        """Mode and mtime of the source; some shares keep neither, which is told once and stops nothing."""
+        try:
+            os.fchmod(self._file, self._put.mode & 0o777)
+            if self._put.mtime_ns:
+                os.utime(self._file, ns=(self._put.mtime_ns, self._put.mtime_ns))
+        except OSError as error:
+            if error.errno not in (errno.EPERM, errno.EACCES, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL):
+                raise
+            text = f"{self._home.path} does not let file modes and times be set ({os.strerror(error.errno)})"
+            self._home.tell_once("attributes-not-kept", text)
+
+    def _make_visible(self, digests: Digests) -> Stored:
+        home, directory, leaf = self._home, self._directory, self._place.leaf
+        old = self._put.replace
+        present = home.present(directory, leaf, self._put.key)
+        if present is None or old is None:
+            try:
+                self.way = disk.publish_name(directory, self._part, leaf)
+            except FileExistsError:
+                return self._adopt(digests)
+        elif (present.etag, present.size) != (old.etag, old.size) or not self._holds(old.checksum):
+            return self._adopt(digests)
+        else:
+            self._take_place_of(old)
+        stored = home.present(directory, leaf, self._put.key)
+        if stored is None or stored.size != digests.size:
+            raise Conflict(f"{self._where} was changed by somebody else the moment it appeared", "Look at it")
+        return Stored(stored.key, stored.size, stored.etag, checksum=f"sha256:{digests.sha256}", evidence="readback")
+
+    def _holds(self, checksum: str) -> bool:
+        """Whether the file that has the name now has this content (``sha256:<hex>``)."""
+        descriptor = os.open(self._place.leaf, _READ_FLAGS, dir_fd=self._directory)
+        try:
+            return "sha256:" + disk.digest_past_cache(descriptor)[1] == checksum
+        finally:
+            os.close(descriptor)
+
+    def _adopt(self, digests: Digests) -> Stored:
+        """The name is taken. A file with the very same bytes counts as delivered; anything else is in the way."""
+        present = self._home.present(self._directory, self._place.leaf, self._put.key)
+        checksum = f"sha256:{digests.sha256}"
+        if present is None or present.size != digests.size or not self._holds(checksum):
+            size = f" ({present.size} bytes)" if present else ""
+            raise Conflict(
+                f"Something else is already at {self._where}{size}; it is never overwritten",
+                "Rename or remove it there, or change the key of the watch, then retry the job",
+            )
+        os.unlink(self._part, dir_fd=self._directory)
+        return Stored(present.key, present.size, present.etag, checksum=checksum, evidence="readback")
+
+    def _take_place_of(self, old: Stored) -> None:
+        directory, leaf = self._directory, self._place.leaf
+        if disk.exchange(directory, self._part, leaf):
+            if _etag(os.stat(self._part, dir_fd=directory, follow_symlinks=False)) != old.etag:
+                disk.exchange(directory, self._part, leaf)
+                raise self._home.taken(self._put.key)
+            os.unlink(self._part, dir_fd=directory)
+        else:
+            present = self._home.present(directory, leaf, self._put.key)
+            if present is None or present.etag != old.etag:
+                raise self._home.taken(self._put.key)
+            os.rename(self._part, leaf, src_dir_fd=directory, dst_dir_fd=directory)
+        self.way = "replace"
+
+    def _release(self) -> None:
+        for descriptor in (self._file, self._directory):
+            if descriptor >= 0:
+                with suppress(OSError):
+                    os.close(descriptor)
+        self._file = self._directory = -1
+
+
+def etag_of(inode: int, mtime_ns: int) -> str:
+    """What a directory has for an ETag."""
+    return f"{inode}:{mtime_ns}"
+
+
+def _etag(status: os.stat_result) -> str:
+    return etag_of(status.st_ino, status.st_mtime_ns)

@@ -1,0 +1,236 @@
+"""What the directory destination asks of the kernel: reading past the cache, and publishing a name in one step."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import hashlib
+import mmap
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+from quaymaster.errors import (
+    Conflict,
+    DestinationMissing,
+    NameRefused,
+    NotSupported,
+    OutOfSpace,
+    PermanentError,
+    PermissionDenied,
+    TransferError,
+    Unreachable,
+)
+from quaymaster.model import shown
+
+PIECE = 1 << 20  # bytes
+NEW_FLAGS = os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_WRONLY | os.O_CLOEXEC
+_NO_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK})
+"""What link(2) answers where a filesystem has no hard links."""
+
+_RENAME_NOREPLACE, _RENAME_EXCHANGE = 1, 2  # rename(2)
+_NO_FLAGS = frozenset({errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP})
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+@contextmanager
+def disk_errors(where: str) -> Iterator[None]:
+    """An OSError inside becomes the error that says what the queue does with it."""
+    try:
+        yield
+    except OSError as error:
+        raise _disk_error(error, where) from None
+
+
+def _disk_error(error: OSError, where: str) -> TransferError:
+    reason = os.strerror(error.errno) if error.errno else str(error)
+    match error.errno:
+        case errno.ENOSPC | errno.EDQUOT:
+            return OutOfSpace(f"There is no room for {where} ({reason})", "Free space there; it is tried again")
+        case errno.EROFS | errno.EACCES | errno.EPERM:
+            return PermissionDenied(
+                f"{where} cannot be written or read ({reason})",
+                "Let the service's user do so there, then retry the job",
+            )
+        case errno.ENAMETOOLONG | errno.EILSEQ:
+            return NameRefused(f"The filesystem does not take the name of {where} ({reason})", "Rename the file")
+        case errno.EFBIG:
+            return NotSupported(f"{where} is larger than that filesystem allows", "Use another destination for it")
+        case errno.ENOTDIR | errno.ELOOP | errno.EISDIR:
+            return Conflict(
+                f"A symbolic link, or a file in place of a directory, is in the way of {where} ({reason})",
+                "Links are never followed below a destination: remove what is in the way, then retry the job",
+            )
+        case (
+            errno.EIO | errno.ESTALE | errno.ETIMEDOUT | errno.EHOSTDOWN | errno.EHOSTUNREACH | errno.ENETUNREACH
+            | errno.ENOENT | errno.EBUSY | errno.EAGAIN | errno.ENODEV | errno.ENXIO | errno.EREMOTEIO
+            | errno.ECONNREFUSED | errno.ECONNRESET | errno.ENOTCONN | errno.ESHUTDOWN
+        ):  # fmt: skip
+            return Unreachable(f"{where} cannot be reached now ({reason})", "It is tried again; look at the mount")
+        case _:
+            return PermanentError(f"{where} cannot be used ({reason})", "Correct the cause, then retry the job")
+
+
+def open_root(path: str) -> int:
+    """A descriptor of a destination's root, which is never created: what is below an unmounted share must not fill."""
+    try:
+        return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise DestinationMissing(
+            f"The directory {path} does not exist", "Mount or create it (it is never created by itself)"
+        ) from None
+    except NotADirectoryError:
+        raise DestinationMissing(f"{path} is a file, not a directory", "Correct path of the destination") from None
+    except OSError as error:
+        raise _disk_error(error, path) from None
+
+
+def open_below(directory: int, name: bytes, made: list[int] | None = None) -> int:
+    """A descriptor of a directory's child directory, never through a symbolic link. Takes ``directory`` over.
+
+    With ``made``, a missing one is created durably, and its depth appended (the caller counts).
+    """
+    try:
+        try:
+            return os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
+        except FileNotFoundError:
+            if made is None:
+                raise
+        try:
+            os.mkdir(name, 0o777, dir_fd=directory)
+            made.append(1)
+            sync_directory(directory)
+        except FileExistsError:
+            pass  # another writer was faster
+        return os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
+    finally:
+        os.close(directory)
+
+
+def sync_directory(directory: int) -> None:
+    """Make names durable. Some network filesystems cannot, and say EINVAL: there the server's own order holds."""
+    try:
+        os.fsync(directory)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.EBADF, errno.ENOTSUP):
+            raise
+
+
+def pieces_past_cache(descriptor: int) -> Iterator[memoryview]:
+    """The file's bytes from the device or server, not from this host's page cache: O_DIRECT where it works, else the
+    clean pages are dropped first (posix_fadvise(2); the file must have been synced). On tmpfs there is nothing but
+    the cache. Each piece is valid until the next one is asked for."""
+    direct = _set_direct(descriptor, True)
+    if not direct:
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+    offset = 0
+    with mmap.mmap(-1, PIECE) as buffer, memoryview(buffer) as view:  # page-aligned, as O_DIRECT needs it
+        while True:
+            try:
+                size = os.preadv(descriptor, [view], offset)
+            except OSError as error:
+                if not direct or error.errno != errno.EINVAL:
+                    raise
+                direct = _set_direct(descriptor, False)
+                os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+                continue
+            if not size:
+                return
+            with view[:size] as piece:
+                yield piece
+            if not direct:
+                os.posix_fadvise(descriptor, offset, size, os.POSIX_FADV_DONTNEED)
+            offset += size
+
+
+def _set_direct(descriptor: int, wanted: bool) -> bool:
+    flags = fcntl.fcntl(descriptor, fcntl.F_GETFL)
+    try:
+        fcntl.fcntl(descriptor, fcntl.F_SETFL, flags | os.O_DIRECT if wanted else flags & ~os.O_DIRECT)
+    except OSError:
+        return False
+    return wanted
+
+
+def digest_past_cache(descriptor: int) -> tuple[int, str]:
+    """(bytes, SHA-256 in hex) of the file as the device or server has it."""
+    size, digest = 0, hashlib.sha256()
+    for piece in pieces_past_cache(descriptor):
+        size += len(piece)
+        digest.update(piece)
+    return size, digest.hexdigest()
+
+
+def publish_name(directory: int, part: bytes, leaf: bytes) -> str:
+    """Give ``part`` the name ``leaf`` in one step, unless it is taken (FileExistsError). Returns the way it was done:
+    ``link``, ``rename`` or ``claim``; directory.py says what each guarantees."""
+    ours = identity(directory, part)
+    try:
+        try:
+            os.link(part, leaf, src_dir_fd=directory, dst_dir_fd=directory, follow_symlinks=False)
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+        else:
+            os.unlink(part, dir_fd=directory)
+            return "link"
+        if rename_noreplace(directory, part, leaf):
+            return "rename"
+        _rename_claimed(directory, part, leaf)
+        return "claim"
+    except OSError:
+        # NFS repeats a request whose reply was lost, and then reports that the name exists, or that the part is gone.
+        if identity(directory, leaf) != ours:
+            raise
+        with suppress(FileNotFoundError):
+            os.unlink(part, dir_fd=directory)
+        return "link"
+
+
+def _rename_claimed(directory: int, part: bytes, leaf: bytes) -> None:
+    claim = b".qm-" + hashlib.sha256(leaf).hexdigest()[:32].encode() + b".claim"
+    try:
+        os.close(os.open(claim, NEW_FLAGS, 0o600, dir_fd=directory))
+    except FileExistsError:
+        raise Unreachable(
+            f"Another quaymaster is giving the name {shown(leaf)}",
+            f"It is tried again; if none runs, remove {shown(claim)} in that directory",
+        ) from None
+    try:
+        if identity(directory, leaf) is not None:
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), leaf)
+        os.rename(part, leaf, src_dir_fd=directory, dst_dir_fd=directory)
+    finally:
+        os.unlink(claim, dir_fd=directory)
+
+
+def identity(directory: int, name: bytes) -> tuple[int, int] | None:
+    try:
+        status = os.stat(name, dir_fd=directory, follow_symlinks=False)
+    except FileNotFoundError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+def rename_noreplace(directory: int, old: bytes, new: bytes) -> bool:
+    """Rename within a directory unless ``new`` exists (FileExistsError). False: this filesystem cannot promise that."""
+    return _renameat2(directory, old, new, _RENAME_NOREPLACE)
+
+
+def exchange(directory: int, one: bytes, other: bytes) -> bool:
+    """Swap two names in one step. False: this filesystem cannot."""
+    return _renameat2(directory, one, other, _RENAME_EXCHANGE)
+
+
+def _renameat2(directory: int, old: bytes, new: bytes, flags: int) -> bool:
+    # The C library has it since glibc 2.28 and musl 1.2.5; without it the answer is that it cannot be done.
+    call = getattr(_libc, "renameat2", None)
+    if call is None:
+        return False
+    if call(directory, old, directory, new, flags) == 0:
+        return True
+    code = ctypes.get_errno()
+    if code in _NO_FLAGS:
+        return False
+    raise OSError(code, os.strerror(code), new)

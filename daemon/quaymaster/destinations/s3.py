@@ -1,0 +1,258 @@
+"""S3-compatible object storage as a destination (PRODUCT P5, P6, P7).
+
+An object becomes visible with one PutObject or CompleteMultipartUpload, conditional where the endpoint heeds
+conditions. Bodies are not signed but each carries a digest that the server checks; what it stored is then compared
+with what was sent. What the endpoint really honours is found out once per process (s3_probe.py) and pinned.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import secrets
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from typing import Any
+from urllib.parse import urlencode
+
+from quaymaster import keys
+from quaymaster.destinations.base import Put
+from quaymaster.destinations.s3_objects import Objects
+from quaymaster.destinations.s3_probe import Capabilities, Probe
+from quaymaster.destinations.s3_upload import LARGEST_OBJECT, Plan, S3Upload, abort_upload, part_size_for
+from quaymaster.destinations.s3_wire import Credentials, Settings, Wire
+from quaymaster.errors import IntegrityError, NameRefused, NotSupported, PermissionDenied, TransferError
+from quaymaster.model import Digests, Emit, Event, Level, Stored
+
+LONGEST_KEY = 1024  # bytes of UTF-8; S3 user guide, "Naming Amazon S3 objects"
+PROBE_FOLDER = ".quaymaster-probe"
+_REEXAMINE = 60.0  # seconds between examinations of an endpoint that has become weaker
+
+
+@dataclass(frozen=True, slots=True)
+class Unfinished:
+    """A multipart upload that was begun under the prefix and neither completed nor aborted."""
+
+    token: str
+    """For :meth:`S3.abandon`."""
+    key: str
+    begun: float
+    """Seconds since the epoch, by the server's clock."""
+
+
+class S3:
+    """A bucket, or a prefix of one. Thread-safe; connects at first use.
+
+    ``credentials`` is called when a connection is made, and again after access was refused; None means the AWS
+    chain. ``pins`` are capabilities remembered from before; ``on_pins`` is given them to remember.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        credentials: Callable[[], Credentials | None],
+        parts: int = 8,
+        files: int = 20,
+        emit: Emit,
+        pins: Mapping[str, str] | None = None,
+        on_pins: Callable[[dict[str, str]], None] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        token: Callable[[], str] = lambda: secrets.token_hex(8),
+        jitter: Callable[[], float] = random.random,
+    ) -> None:
+        self.name = settings.name
+        self._settings = settings
+        self._parts = parts
+        self._emit = emit
+        self._pins = dict(pins or {})
+        self._on_pins = on_pins
+        self._clock, self._token, self._jitter = clock, token, jitter
+        self._objects = Objects(Wire(settings, credentials=credentials, connections=parts * files))
+        self._lock = threading.Lock()
+        self._able: Capabilities | None = None
+        self._lost: list[str] = []
+        self._examined = 0.0
+
+    def metadata_first(self, size_bound: int) -> bool:
+        return size_bound > self._plan(size_bound).part_size
+
+    def longest_name(self) -> int:
+        return LONGEST_KEY - len(self._settings.prefix.encode())
+
+    def memory_needed(self, size_bound: int) -> int:
+        """The most bytes of buffers that one upload of up to ``size_bound`` bytes holds."""
+        plan = self._plan(size_bound)
+        return min(size_bound, plan.part_size * plan.buffers)
+
+    def begin(self, put: Put) -> S3Upload:
+        self._require_name(put.key)
+        if put.size_bound > LARGEST_OBJECT:
+            raise NotSupported(f"{self._objects.where(put.key)} would be larger than the 5 TiB of an S3 object")
+        able = self._capabilities()
+        # AWS itself decides between two completions in one step ("the first writer wins", S3 user guide).
+        claims = bool(self._settings.endpoint_url) and able.create == "atomic" and able.remove != "denied"
+        plan = replace(self._plan(put.size_bound), claims=claims)
+        return S3Upload(self._objects, put, plan, able, self._emit, self._weakened, self._jitter, self._token)
+
+    def stat(self, key: str) -> Stored | None:
+        return self._objects.head(key)
+
+    def read(self, stored: Stored) -> AbstractContextManager[Iterator[bytes]]:
+        return self._objects.read(stored)
+
+    def remove(self, stored: Stored) -> None:
+        # A versioned object is removed by its version, which needs no condition.
+        atomic = not stored.version_id and self._capabilities().remove == "atomic"
+        self._objects.remove(stored, atomic=atomic)
+
+    def abandon(self, token: str) -> bool:
+        try:
+            told = json.loads(token)
+            abort_upload(self._objects, str(told["key"]), str(told["upload_id"]))
+        except (ValueError, TypeError, KeyError):
+            pass  # not one of ours
+        except TransferError as error:
+            text = f"An upload that nobody will finish could not be removed: {error}"
+            self._emit(Event("upload-left-behind", text, Level.WARNING, destination=self.name))
+            return False
+        return True
+
+    def unfinished(self) -> Iterator[Unfinished]:
+        """Every multipart upload under the prefix that was begun and not finished, by whomever."""
+        wire, marker = self._objects.wire, dict[str, Any]()
+        while True:
+            answer = wire.call("list_multipart_uploads", Prefix=self._settings.prefix, **marker)
+            for upload in answer.get("Uploads", []):
+                token = json.dumps({"key": upload["Key"], "upload_id": upload["UploadId"]})
+                key = upload["Key"].removeprefix(self._settings.prefix)
+                yield Unfinished(token, key, upload["Initiated"].timestamp())
+            if not answer.get("IsTruncated"):
+                return
+            marker = {"KeyMarker": answer["NextKeyMarker"], "UploadIdMarker": answer["NextUploadIdMarker"]}
+
+    def check(self) -> list[str]:
+        with self._lock:
+            self._examine()
+        able = self._capabilities()
+        facts = _facts(able)
+        body = b"quaymaster\n" * 3
+        facts.append(self._rehearse(body))
+        if able.remove == "denied":
+            facts.append("may not delete: probe objects stay there, and a damaged object could not be withdrawn")
+        return facts
+
+    def close(self) -> None:
+        self._objects.wire.close()
+
+    def _rehearse(self, body: bytes) -> str:
+        """Deliver, read back and remove one small object the way every file goes."""
+        import hashlib
+
+        digests = Digests(len(body), hashlib.sha256(body).hexdigest())
+        upload = self.begin(Put(f"{PROBE_FOLDER}/{self._token()}", len(body)))
+        upload.write(body)
+        stored = upload.publish(digests, {"quaymaster-sha256": digests.sha256})
+        try:
+            if self._objects.digest(stored) != digests.sha256:
+                raise IntegrityError(f"{self._objects.where(stored.key)} reads back with other bytes than were sent")
+            return f"wrote {len(body)} bytes (proof: {stored.evidence}) and read them back{self._tags_kept(stored)}"
+        finally:
+            try:
+                self.remove(stored)
+            except PermissionDenied:
+                pass
+
+    def _tags_kept(self, stored: Stored) -> str:
+        if not self._settings.tags:
+            return ""
+        answer = self._objects.wire.call("get_object_tagging", self._objects.whole_key(stored.key))
+        kept = {tag["Key"]: tag["Value"] for tag in answer.get("TagSet", [])}
+        return ", with its tags" if kept == dict(self._settings.tags) else ", but its tags were lost"
+
+    def _plan(self, size_bound: int) -> Plan:
+        part_size = part_size_for(size_bound, self._settings.part_size)
+        # Parts that had to grow are fewer at a time, so that a huge file takes no more memory than a large one.
+        buffers = max(2, min(self._parts + 1, (self._parts + 1) * self._settings.part_size // part_size))
+        storage_class = self._settings.storage_class
+        options = self._options() | ({"StorageClass": storage_class} if storage_class else {})
+        return Plan(part_size, buffers, min(self._parts, buffers), options, claims=False)
+
+    def _options(self) -> dict[str, Any]:
+        settings = self._settings
+        options = {
+            "ServerSideEncryption": settings.sse,
+            "SSEKMSKeyId": settings.sse_kms_key,
+            "Tagging": urlencode(dict(settings.tags)),
+        }
+        return {name: value for name, value in options.items() if value}
+
+    def _require_name(self, key: str) -> None:
+        keys.unescape(key)
+        try:
+            size = len(self._objects.whole_key(key).encode())
+        except UnicodeEncodeError:
+            raise NameRefused(f"The key {key!r} is not text") from None
+        if size > LONGEST_KEY:
+            raise NameRefused(
+                f"{self._objects.where(key)} is {size} bytes long; a key may have {LONGEST_KEY}",
+                "Shorten the path, or the prefix or key of the configuration",
+            )
+
+    def _capabilities(self) -> Capabilities:
+        """What the endpoint honours, found out at first need. Refuses to go on with less than was pinned."""
+        with self._lock:
+            if self._able is None and self._pins.get("remove") == "denied":
+                self._able = Capabilities.from_pins(self._pins)  # each probe would leave objects behind
+            if self._able is None or (self._lost and self._clock() - self._examined >= _REEXAMINE):
+                self._examine()
+            if self._lost:
+                raise NotSupported(
+                    f"{self._objects.wire.where()} honours less than before: {'; '.join(self._lost)}",
+                    "Nothing is sent until it is as it was. Mend the endpoint (or a proxy before it); "
+                    "if this is meant to stay, give the destination another name: what is known of it goes by its name",
+                )
+            assert self._able is not None
+            return self._able
+
+    def _examine(self) -> None:
+        folder = f"{self._settings.prefix}{PROBE_FOLDER}/{self._token()}/"
+        able = Probe(self._objects.wire, folder, self._options()).run()
+        self._able, self._examined = able, self._clock()
+        self._lost = able.downgrades(self._pins)
+        if self._lost:
+            self._alarm(f"{self._objects.wire.where()} honours less than before: {'; '.join(self._lost)}")
+        elif able.pins() != self._pins:
+            self._pins = able.pins()
+            if self._on_pins:
+                self._on_pins(dict(self._pins))
+
+    def _weakened(self, what: str) -> None:
+        """An upload noticed that the endpoint no longer tells what it used to: examine it before the next one."""
+        self._alarm(what)
+        with self._lock:
+            self._able = None
+
+    def _alarm(self, text: str) -> None:
+        self._emit(Event("destination-downgrade", text, Level.ERROR, destination=self.name))
+
+
+def _facts(able: Capabilities) -> list[str]:
+    checked = {"sha256": "a wrong SHA-256 is refused", "md5": "a wrong MD5 is refused", "nothing": "nothing is checked"}
+    facts = [
+        f"on arrival: {checked[able.put_checked]}; of a part: {checked[able.part_checked]}",
+        f"proof of what is stored: {able.put_proof}; of an object in parts: {able.parts_proof}",
+    ]
+    if "checked" in (able.create, able.create_parts, able.replace):
+        facts.append(
+            "conditional writes are not honoured everywhere: the key is looked up just before, so two writers at the "
+            "same moment could overwrite each other"
+        )
+    else:
+        facts.append("never-overwrite is kept by the server (If-None-Match, If-Match)")
+    if able.metadata == "lost":
+        facts.append("object metadata is not kept: the ledger could not be rebuilt from this bucket")
+    return facts

@@ -1,0 +1,143 @@
+"""Objects that are already in the bucket: what is there, its bytes, and its removal."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import string
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+from urllib.parse import quote, unquote
+
+from quaymaster.destinations.s3_probe import plain_etag
+from quaymaster.destinations.s3_wire import AbsentError, Wire
+from quaymaster.errors import Conflict, DestinationMissing, IntegrityError, PermanentError
+from quaymaster.model import Stored
+
+PIECE = 1 << 20  # bytes; the most that read() yields at once
+
+_ALGORITHMS = ("SHA256", "CRC64NVME", "CRC32C", "CRC32", "SHA1")
+# User metadata travels in HTTP headers: printable ASCII only, and blanks at the ends are lost.
+_PLAIN = "".join(set(string.punctuation) - {"%"})
+
+
+class Objects:
+    """Reads and removals under one prefix. Keys here are those of the destination, without the prefix. Thread-safe."""
+
+    def __init__(self, wire: Wire) -> None:
+        self.wire = wire
+        self._bucket_seen = False
+
+    def whole_key(self, key: str) -> str:
+        return self.wire.settings.prefix + key
+
+    def where(self, key: str) -> str:
+        return self.wire.where(self.whole_key(key))
+
+    def head(self, key: str, version_id: str = "") -> Stored | None:
+        version = {"VersionId": version_id} if version_id else {}
+        try:
+            answer = self.wire.call("head_object", self.whole_key(key), ChecksumMode="ENABLED", **version)
+        except AbsentError:
+            # HEAD has no body: that the object is missing and that the bucket is look the same.
+            self._require_bucket()
+            return None
+        self._bucket_seen = True
+        return _stored(key, answer)
+
+    def _require_bucket(self) -> None:
+        if self._bucket_seen:
+            return
+        try:
+            self.wire.call("head_bucket")
+        except AbsentError:
+            raise DestinationMissing(
+                f"There is no bucket for {self.wire.where()}", "Create it or correct the configuration"
+            ) from None
+        self._bucket_seen = True
+
+    @contextmanager
+    def read(self, stored: Stored) -> Iterator[Iterator[bytes]]:
+        parameters = {"IfMatch": f'"{stored.etag}"'} if stored.etag else {}
+        if stored.version_id:
+            parameters["VersionId"] = stored.version_id
+        try:
+            answer = self.wire.call("get_object", self.whole_key(stored.key), **parameters)
+        except Conflict:
+            raise _taken(self.where(stored.key)) from None
+        except AbsentError:
+            raise PermanentError(
+                f"{self.where(stored.key)} is gone",
+                "Look who removed it",
+            ) from None
+        body = answer["Body"]
+        try:
+            yield self._pieces(body, stored)
+        finally:
+            body.close()
+
+    def _pieces(self, body: Any, stored: Stored) -> Iterator[bytes]:
+        size, digest = 0, hashlib.sha256()
+        while True:
+            with self.wire.translated(self.whole_key(stored.key)):
+                piece: bytes = body.read(PIECE)
+            if not piece:
+                break
+            size += len(piece)
+            digest.update(piece)
+            yield piece
+        if size != stored.size:
+            raise IntegrityError(f"{self.where(stored.key)} has {size} bytes instead of {stored.size}", "Read it again")
+        whole = stored.checksum.removeprefix("SHA256:")
+        composite = "-" in whole  # of several parts: only their digests' digest is known
+        if whole != stored.checksum and not composite and base64.b64decode(whole) != digest.digest():
+            raise IntegrityError(f"{self.where(stored.key)} arrived with other bytes than are stored", "Read it again")
+
+    def digest(self, stored: Stored) -> str:
+        """SHA-256 (hex) of the bytes read back."""
+        digest = hashlib.sha256()
+        with self.read(stored) as pieces:
+            for piece in pieces:
+                digest.update(piece)
+        return digest.hexdigest()
+
+    def remove(self, stored: Stored, *, atomic: bool) -> None:
+        """Remove exactly this object. ``atomic``: the endpoint heeds If-Match on DELETE."""
+        present = self.head(stored.key)
+        if present is None:
+            return
+        if present.etag != stored.etag or (stored.version_id and present.version_id != stored.version_id):
+            raise _taken(self.where(stored.key))
+        parameters = {}
+        if present.version_id:
+            parameters["VersionId"] = present.version_id
+        elif atomic:
+            parameters["IfMatch"] = f'"{stored.etag}"'
+        try:
+            self.wire.call("delete_object", self.whole_key(stored.key), **parameters)
+        except AbsentError:
+            pass
+        except Conflict:
+            raise _taken(self.where(stored.key)) from None
+
+
+def sent_metadata(metadata: Mapping[str, str]) -> dict[str, str]:
+    return {name: quote(value, safe=_PLAIN) for name, value in metadata.items()}
+
+
+def _stored(key: str, answer: Mapping[str, Any]) -> Stored:
+    sums = ((name, answer.get(f"Checksum{name}")) for name in _ALGORITHMS)
+    version = str(answer.get("VersionId") or "")
+    return Stored(
+        key=key,
+        size=int(answer["ContentLength"]),
+        etag=plain_etag(answer.get("ETag")),
+        version_id="" if version == "null" else version,
+        checksum=next((f"{name}:{value}" for name, value in sums if value), ""),
+        metadata={name.lower(): unquote(value) for name, value in answer.get("Metadata", {}).items()},
+    )
+
+
+def _taken(where: str) -> Conflict:
+    return Conflict(f"{where} is not the object that was put there", "Something else has taken its place: look at it")

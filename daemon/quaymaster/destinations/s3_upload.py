@@ -1,0 +1,431 @@
+"""One object on its way to S3: gathered into parts, sent side by side, made visible and proven (PRODUCT P5)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
+
+from quaymaster.destinations.base import Put
+from quaymaster.destinations.s3_claim import Claim
+from quaymaster.destinations.s3_objects import Objects, sent_metadata
+from quaymaster.destinations.s3_probe import Capabilities, body_digest, digest_text, plain_etag
+from quaymaster.destinations.s3_wire import Busy, UploadGone
+from quaymaster.errors import (
+    Conflict,
+    IntegrityError,
+    PermanentError,
+    TemporaryError,
+    TransferError,
+    Unreachable,
+)
+from quaymaster.model import Compression, Digests, Event, Level, Stored
+
+MIB = 1 << 20
+MOST_PARTS = 10_000  # S3 user guide, "Amazon S3 multipart upload limits"
+LARGEST_OBJECT = 5 << 40  # bytes; same table
+TRIES = 3
+_LONGEST_PATIENCE = 10.0  # seconds; a longer Retry-After is left to the job's own retry
+
+_TYPES = {Compression.ZSTD.value: "application/zstd", Compression.GZIP.value: "application/gzip"}  # RFC 8878, RFC 6713
+_Answer = TypeVar("_Answer")
+
+
+def part_size_for(size_bound: int, least: int) -> int:
+    """Bytes of one part, so that ``size_bound`` fits into the most parts there can be."""
+    needed = -(-size_bound // MOST_PARTS)
+    return max(least, -(-needed // MIB) * MIB)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How one object is sent."""
+
+    part_size: int
+    buffers: int
+    """Parts in memory at once, the one being filled included."""
+    threads: int
+    options: Mapping[str, Any]
+    """Request parameters from the configuration: encryption, tags, storage class."""
+    claims: bool
+    """Whether publishers of one key have to be kept apart by us (s3_claim.py)."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    number: int
+    etag: str
+    sha256: bytes
+    md5: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class _Expected:
+    """What the server must say of the object, if it holds what was sent."""
+
+    digests: Digests
+    proof: str
+    checksum: str
+    """SHA-256 in S3's notation: of the whole, or of the parts' digests with ``-N``."""
+    md5: str = ""
+
+    def found_in(self, present: Stored, *, adopting: bool) -> bool | None:
+        """True, False, or None when the server's answer cannot tell: then the bytes have to be read.
+
+        ``adopting``: the object may be another writer's, divided into other parts, and no MD5 counts.
+        """
+        if present.size != self.digests.size:
+            return False
+        if self.proof.startswith("sha256") and present.checksum.startswith("SHA256:"):
+            told = present.checksum.removeprefix("SHA256:")
+            if told in (self.checksum, digest_text(bytes.fromhex(self.digests.sha256))):
+                return True
+            return False if "-" not in told or not adopting else None
+        if self.proof.startswith("md5") and not adopting and present.etag == self.md5:
+            return True
+        return None
+
+
+@dataclass
+class S3Upload:
+    """The :class:`~quaymaster.destinations.base.Upload` of S3.
+
+    What fits into one part is sent as one PutObject by :meth:`publish`; nothing is sent before. Anything larger is a
+    multipart upload from the first full part on. ``write`` blocks while ``plan.buffers`` parts are on their way.
+    """
+
+    objects: Objects
+    put: Put
+    plan: Plan
+    able: Capabilities
+    emit: Callable[[Event], None]
+    weakened: Callable[[str], None]
+    """Told when the server no longer says what the probe saw it say."""
+    jitter: Callable[[], float]
+    token: Callable[[], str]
+    _buffer: bytearray = field(default_factory=bytearray)
+    _size: int = 0
+    _upload_id: str = ""
+    _pool: ThreadPoolExecutor | None = None
+    _sent: list[Future[_Part]] = field(default_factory=list)
+    _failure: Exception | None = None
+    _closed: bool = False
+    _left_behind: bool = False
+
+    def __post_init__(self) -> None:
+        self._key = self.objects.whole_key(self.put.key)
+        self._where = self.objects.where(self.put.key)
+        self._room = threading.Semaphore(self.plan.buffers - 1)  # the first buffer is there already
+        self._stop = threading.Event()
+        self._token = self.token()
+        self._whole = hashlib.sha256()
+        self._turn = threading.Condition()
+        self._hashed = 0
+
+    @property
+    def resume_token(self) -> str:
+        """Names the unfinished upload for :meth:`S3.abandon`; empty while and once there is none."""
+        if not self._upload_id or (self._closed and not self._left_behind):
+            return ""
+        return json.dumps({"key": self._key, "upload_id": self._upload_id})
+
+    def write(self, data: bytes | memoryview) -> None:
+        rest = memoryview(data).cast("B")
+        while rest:
+            if self._failure:
+                raise self._failure
+            if len(self._buffer) == self.plan.part_size:
+                self._send_buffer()
+            piece = rest[: self.plan.part_size - len(self._buffer)]
+            self._buffer += piece
+            self._size += len(piece)
+            rest = rest[len(piece) :]
+
+    def publish(self, digests: Digests, metadata: Mapping[str, str]) -> Stored:
+        stored = self._publish_parts(digests) if self._upload_id else self._publish_single(digests, metadata)
+        self._closed = True
+        self._release()
+        return stored
+
+    def abort(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        self._stop.set()
+        self._release()
+        self._forget_parts()
+
+    def _forget_parts(self) -> None:
+        if self._upload_id:
+            try:
+                self._tried(lambda: abort_upload(self.objects, self._key, self._upload_id))
+            except Exception as error:
+                self._left_behind = True
+                text = f"An unfinished upload of {self._where} stays there until it can be removed. {error}"
+                self._tell("upload-left-behind", text, Level.WARNING)
+
+    # Sending
+
+    def _send_buffer(self) -> None:
+        """Hand the full buffer to the pool and take a new one, waiting until one may be had."""
+        if not self._upload_id:
+            self._create()
+        number = len(self._sent) + 1
+        if number > MOST_PARTS:
+            raise PermanentError(
+                f"{self._where} grew beyond {self.put.size_bound} bytes, for which its parts were planned",
+                "Retry the job when the file no longer grows",
+            )
+        assert self._pool is not None
+        body, self._buffer = self._buffer, bytearray()
+        self._sent.append(self._pool.submit(self._send, number, body))
+        del body
+        self._room.acquire()
+
+    def _create(self) -> None:
+        algorithm = {"ChecksumAlgorithm": "SHA256"} if self.able.part_checked == "sha256" else {}
+        fixed = self._fixed(self.put.metadata)
+        answer = self._tried(lambda: self.objects.wire.call("create_multipart_upload", self._key, **algorithm, **fixed))
+        self._upload_id = str(answer["UploadId"])
+        self._pool = ThreadPoolExecutor(self.plan.threads, thread_name_prefix="s3-part")
+
+    def _send(self, number: int, body: bytearray) -> _Part:
+        try:
+            self._hash_in_turn(number, body)
+            sha256, md5 = hashlib.sha256(body).digest(), b""
+            if "md5" in (self.able.part_checked, self.able.parts_proof.removesuffix("-parts")):
+                md5 = hashlib.md5(body, usedforsecurity=False).digest()
+            digest = body_digest(self.able.part_checked, body, sha256=sha256)
+            answer = self._tried(
+                lambda: self.objects.wire.call(
+                    "upload_part", self._key, UploadId=self._upload_id, PartNumber=number, Body=body, **digest
+                )
+            )
+            return _Part(number, str(answer["ETag"]), sha256, md5)
+        except Exception as error:
+            self._failure = self._failure or error
+            self._stop.set()
+            raise
+        finally:
+            self._room.release()
+
+    def _hash_in_turn(self, number: int, body: bytearray) -> None:
+        """The digest of the whole, part after part, while other parts are sent: the writer does not wait for it.
+        Parts start in order, so the one whose turn it is always runs."""
+        with self._turn:
+            while self._hashed != number - 1:
+                if self._stop.is_set():
+                    raise Unreachable(f"The upload of {self._where} was given up")
+                self._turn.wait(1)
+            self._whole.update(body)
+            self._hashed = number
+            self._turn.notify_all()
+
+    def _tried(self, action: Callable[[], _Answer]) -> _Answer:
+        """Up to three times, when the failure may be one of the moment."""
+        attempt = 1
+        while True:
+            try:
+                return action()
+            except UploadGone:
+                raise
+            except (TemporaryError, IntegrityError) as error:
+                if attempt == TRIES or self._stop.is_set():
+                    raise
+                self._pause(attempt, error)
+                attempt += 1
+
+    def _pause(self, attempt: int, error: TransferError) -> None:
+        asked = min(error.retry_after, _LONGEST_PATIENCE) if isinstance(error, Busy) else 0.0
+        self._stop.wait(max(asked, 0.2 * 2 ** (attempt - 1) * (0.5 + self.jitter())))
+
+    # Making it visible
+
+    def _publish_single(self, digests: Digests, metadata: Mapping[str, str]) -> Stored:
+        body = self._buffer
+        sha256 = hashlib.sha256(body).digest()
+        self._require(digests, sha256)
+        digest = body_digest(self.able.put_checked, body, sha256=sha256)
+        md5 = hashlib.md5(body, usedforsecurity=False).hexdigest() if self.able.put_proof == "md5" else ""
+        expected = _Expected(digests, self.able.put_proof, digest_text(sha256), md5)
+        fixed = self._fixed(metadata)
+        return self._commit(
+            lambda condition: self.objects.wire.call(
+                "put_object", self._key, Body=body, **digest, **fixed, **condition
+            ),
+            expected,
+            self.able.create,
+        )
+
+    def _publish_parts(self, digests: Digests) -> Stored:
+        if self._buffer:
+            self._send_buffer()
+        parts = [part.result() for part in self._sent]
+        self._require(digests, self._whole.digest())
+        composite = hashlib.sha256(b"".join(part.sha256 for part in parts)).digest()
+        md5 = hashlib.md5(b"".join(part.md5 for part in parts), usedforsecurity=False).hexdigest()
+        tail = f"-{len(parts)}"
+        expected = _Expected(digests, self.able.parts_proof, digest_text(composite) + tail, md5 + tail)
+        checked = self.able.part_checked == "sha256"
+        listed = [
+            {"PartNumber": part.number, "ETag": part.etag}
+            | ({"ChecksumSHA256": digest_text(part.sha256)} if checked else {})
+            for part in parts
+        ]
+        upload = {"UploadId": self._upload_id, "MultipartUpload": {"Parts": listed}}
+        return self._commit(
+            lambda condition: self.objects.wire.call("complete_multipart_upload", self._key, **upload, **condition),
+            expected,
+            self.able.create_parts,
+        )
+
+    def _require(self, digests: Digests, sha256: bytes) -> None:
+        """What was given to write() is what the caller hashed; nothing is visible yet if not."""
+        if self._size != digests.size or sha256.hex() != digests.sha256:
+            raise IntegrityError(
+                f"The bytes for {self._where} changed in memory: {self._size} bytes with SHA-256 {sha256.hex()} "
+                f"instead of {digests.size} with {digests.sha256}",
+                "They are read again; if it happens again, test this host's memory",
+            )
+
+    def _fixed(self, metadata: Mapping[str, str]) -> dict[str, Any]:
+        kind = _TYPES.get(metadata.get("quaymaster-compression", ""), "application/octet-stream")
+        return {"Metadata": sent_metadata(metadata), "ContentType": kind, **self.plan.options}
+
+    def _commit(
+        self, send: Callable[[Mapping[str, str]], Mapping[str, Any]], expected: _Expected, create: str
+    ) -> Stored:
+        """Send the request that makes the object visible, and find out what became of it when the reply is lost."""
+        old = self.put.replace
+        for attempt in range(1, TRIES + 1):
+            try:
+                with self._alone(old):
+                    answer = send(self._condition(old, create))
+            except Conflict as error:
+                present = self._tried(lambda: self.objects.head(self.put.key))
+                if present is None and old is not None:
+                    old = None  # ours was removed meanwhile: nothing is in the way, and nothing gets overwritten
+                elif present is not None and not (old and present.etag == old.etag):
+                    return self._adopted(present, expected) or self._refuse(present)
+                elif attempt == TRIES:
+                    raise Unreachable(f"Another writer keeps {self._where} busy", "It is tried again") from error
+                self._pause(attempt, error)
+            except IntegrityError as error:
+                if attempt == TRIES:
+                    raise
+                self._pause(attempt, error)
+            except TemporaryError as error:
+                found = self._after_lost_reply(expected)
+                if found:
+                    return found
+                if attempt == TRIES or isinstance(error, UploadGone):
+                    raise
+                self._pause(attempt, error)
+            else:
+                return self._proven(answer, expected)
+        raise Unreachable(f"Another writer keeps {self._where} busy", "It is tried again")
+
+    def _alone(self, old: Stored | None) -> AbstractContextManager[None]:
+        if not (self._upload_id and self.plan.claims):
+            return nullcontext()
+        level, atomic = self.able.put_checked, self.able.remove == "atomic"
+        return Claim(self.objects, self.put.key, self._token, level, atomic, self._stop).held(old.etag if old else "")
+
+    def _condition(self, old: Stored | None, create: str) -> dict[str, str]:
+        """The request's condition; with an endpoint that heeds none, the look just before (a race is possible)."""
+        if old is None and create == "atomic":
+            return {"IfNoneMatch": "*"}
+        present = self.objects.head(self.put.key)
+        if (present.etag if present else "") != (old.etag if old else ""):
+            raise Conflict(f"{self._where} is not as it was")
+        return {"IfMatch": f'"{old.etag}"'} if old and self.able.replace == "atomic" else {}
+
+    def _after_lost_reply(self, expected: _Expected) -> Stored | None:
+        """The request may have been carried out although its answer never came."""
+        try:
+            present = self.objects.head(self.put.key)
+            return self._adopted(present, expected) if present else None
+        except TemporaryError:
+            return None
+
+    def _adopted(self, present: Stored, expected: _Expected) -> Stored | None:
+        """The object that is there, when its content is proven to be what was to be put there."""
+        same, evidence = expected.found_in(present, adopting=True), expected.proof
+        if same is None:
+            same, evidence = self._reads_back(present, expected), "readback"
+        if not same:
+            return None
+        self._forget_parts()  # unless it was ours and completed, when there is nothing left to forget
+        return replace(present, evidence=evidence)
+
+    def _refuse(self, present: Stored) -> Stored:
+        raise Conflict(
+            f"Something else is already at {self._where} ({present.size} bytes); it is never overwritten",
+            "Rename or remove it there, or change the key of the watch, then retry the job",
+        )
+
+    # Proof
+
+    def _proven(self, answer: Mapping[str, Any], expected: _Expected) -> Stored:
+        """What the server says it holds, compared with what was sent; the object is withdrawn if it differs."""
+        version = str(answer.get("VersionId") or "")
+        present = self._tried(lambda: self.objects.head(self.put.key, "" if version == "null" else version))
+        if present is None:
+            raise IntegrityError(f"{self._where} was accepted but is not there", "It is sent again")
+        same, evidence = expected.found_in(present, adopting=False), expected.proof
+        if same is None:
+            if expected.proof != "readback":
+                self.weakened(f"{self._where} was stored without the {expected.proof} that the server used to tell")
+            same, evidence = self._reads_back(present, expected), "readback"
+        if same:
+            return replace(present, evidence=evidence)
+        etag = plain_etag(answer.get("ETag"))
+        if etag and etag != present.etag:
+            return self._refuse(present)  # not ours any more: somebody overwrote it since
+        raise IntegrityError(
+            f"{self._where} was stored with other bytes than were sent{self._withdraw(present)}", "It is sent again"
+        )
+
+    def _reads_back(self, present: Stored, expected: _Expected) -> bool:
+        """Downloads and hashes; three times before it says no, since the download may be what is damaged."""
+
+        def compare() -> bool:
+            if self.objects.digest(present) != expected.digests.sha256:
+                raise IntegrityError(f"{self._where} reads back with other bytes than were sent")
+            return True
+
+        if present.size != expected.digests.size:
+            return False
+        try:
+            return self._tried(compare)
+        except IntegrityError:
+            return False
+
+    def _withdraw(self, present: Stored) -> str:
+        try:
+            self._tried(lambda: self.objects.remove(present, atomic=self.able.remove == "atomic"))
+        except TransferError as error:
+            self._tell("withdrawal-failed", f"A damaged object is still at {self._where}: {error}", Level.ERROR)
+            return " and could not be removed"
+        return " and was removed again"
+
+    def _release(self) -> None:
+        if self._pool:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+        self._buffer = bytearray()
+
+    def _tell(self, kind: str, message: str, level: Level) -> None:
+        self.emit(Event(kind, message, level, destination=self.objects.wire.settings.name))
+
+
+def abort_upload(objects: Objects, key: str, upload_id: str) -> None:
+    """``key`` is the whole key."""
+    try:
+        objects.wire.call("abort_multipart_upload", key, UploadId=upload_id)
+    except UploadGone:
+        pass
