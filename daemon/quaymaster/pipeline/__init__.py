@@ -1,0 +1,1 @@
+"""From a claimed job to a proven copy: compress, verify, upload, record, dispose."""

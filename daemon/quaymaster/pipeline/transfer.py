@@ -1,0 +1,421 @@
+"""The one pass: read, hash, compress, expand and compare, upload; then publish, prove and record.
+
+    source ──► [staging] ──► hash ──► compress ──► hash ──► parts ──► publish ──► ledger
+                                         └──► expand ──► compare ─────────┘ (only if equal)
+
+The source is read once, with one exception: S3 takes an object's metadata, and with it the source's digest, when a
+multipart upload begins. A local file that may need more than one part is therefore hashed first, and the pass then
+also proves that two readings gave the same bytes. A staged copy was hashed while it was fetched.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from quaymaster import keys
+from quaymaster.destinations.base import Destination, Put, Upload
+from quaymaster.errors import Conflict, IntegrityError, Retry, TransferError
+from quaymaster.model import Compression, Digests, Emit, Event, FileVersion, Job, Level, Proof, Stage, Stored
+from quaymaster.pipeline import codec, reader
+from quaymaster.pipeline.budget import Cancelled, Pool, Staging
+from quaymaster.pipeline.stages import CompressionFailed
+from quaymaster.pipeline.worth import reason_not_to_compress
+from quaymaster.source import Root
+from quaymaster.store import Store
+
+if TYPE_CHECKING:
+    from quaymaster.config import Watch
+
+Progress = Callable[[Stage, int, int], None]
+"""Told of the stage, source bytes read and stored bytes written so far."""
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """How the files of one watch travel: its configuration with the parts that it names, ready to use."""
+
+    watch: Watch
+    root: Root
+    destinations: Mapping[str, Destination]
+    beside: frozenset[str]
+    """Names of destinations that are the source's own directory (PRODUCT P9)."""
+    staged: bool
+    host: str
+    present: Callable[[], bool] = lambda: True
+    """False while the whole watch is known to be away."""
+    compression_disabled: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """What all jobs share."""
+
+    memory: Pool
+    staging: Staging
+    compress_threads: int
+    cpus: int
+    waiting: Callable[[], int]
+    """How many files are in flight or wait now; decides the layout of threads."""
+
+
+@dataclass(slots=True)
+class _Plan:
+    compression: Compression
+    note: str = ""
+    """Why not compressed, when that was asked for."""
+
+
+@dataclass(slots=True)
+class _Leg:
+    """The way to one destination."""
+
+    name: str
+    destination: Destination
+    upload: Upload | None = None
+    error: TransferError | None = None
+    token: str = ""
+    """Of the upload, once the store knows of it."""
+
+
+@dataclass(slots=True)
+class Transfer:
+    """One run of one job."""
+
+    job: Job
+    route: Route
+    store: Store
+    bounds: Bounds
+    emit: Emit
+    cancelled: Callable[[], bool]
+    progress: Progress
+    clock: Callable[[], float] = time.time
+    _legs: list[_Leg] = field(default_factory=list)
+
+    @property
+    def _version(self) -> FileVersion:
+        return self.job.version
+
+    def run(self) -> None:
+        """Deliver the job's version to every destination that does not have it yet. Raises TransferError, StoreError
+        or Cancelled; whatever was delivered before is recorded."""
+        done = {d.proof.destination: d.proof for d in self.store.deliveries_of(self.job)}
+        missing = [name for name in self.route.destinations if name not in done]
+        if not missing:
+            return
+        self._abandon_earlier()
+        with self._source() as source:
+            for proof in done.values():  # what goes to a late destination must be what the others got
+                source.known_sha256 = source.known_sha256 or proof.source.sha256
+            plan = self._plan(source)
+            try:
+                self._pass(source, plan, missing)
+            except CompressionFailed as failure:
+                self._tell("uncompressed", f"goes as it is: {failure.reason}", Level.WARNING)
+                self._pass(source, _Plan(Compression.NONE, failure.reason), missing)
+
+    # -- the source --
+
+    @contextmanager
+    def _source(self) -> Iterator[reader.Reader]:
+        version, route = self._version, self.route
+        with ExitStack() as stack:
+            source = stack.enter_context(reader.opened(route.root, version.path, version.identity, route.present))
+            if route.staged:
+                left = dict(self.job.checkpoint)
+
+                def copied(sha256: str) -> None:
+                    left["staged_sha256"] = sha256
+                    self.store.checkpoint(self.job, Stage.TRANSFER, left)
+
+                self.progress(Stage.FETCH, 0, 0)
+                original = source
+                source = stack.enter_context(
+                    reader.staged(
+                        source,
+                        self.bounds.staging,
+                        f"{self.job.id}.source",
+                        str(left.get("staged_sha256", "")),
+                        self.cancelled,
+                        copied,
+                        lambda n: self.progress(Stage.FETCH, n, 0),
+                    )
+                )
+                reader.unchanged(route.root, version.path, original, version.identity)
+            yield source
+
+    def _plan(self, source: reader.Reader) -> _Plan:
+        wanted = self.route.watch.compress
+        if wanted is None or self.route.compression_disabled:
+            return _Plan(Compression.NONE)
+        if source.size <= wanted.min_size:
+            return _Plan(Compression.NONE, f"at most {wanted.min_size} bytes")
+        suffix = len(Compression(wanted.format).suffix)
+        name = len(os.path.basename(self._version.path))
+        if any(name + suffix > d.longest_name() for d in self.route.destinations.values()):
+            return _Plan(Compression.NONE, "the name leaves no room for a suffix")
+        reason = reason_not_to_compress(source.at, source.size)
+        return _Plan(Compression.NONE, reason) if reason else _Plan(Compression(wanted.format))
+
+    # -- the pass --
+
+    def _pass(self, source: reader.Reader, plan: _Plan, missing: list[str]) -> None:
+        recipe = self._recipe(source, plan)
+        bound = source.size
+        names = [n for n in missing if plan.compression is not Compression.NONE or n not in self.route.beside]
+        if not names:
+            self.store.left(self.job, plan.note)
+            self._tell("left", f"stays as it is: {plan.note}")
+            return
+        chosen = [(name, self.route.destinations[name]) for name in names]
+        need = codec.memory_needed(recipe, source.size) + sum(d.memory_needed(bound) for _, d in chosen)
+        with self.bounds.memory.lend(need, self.cancelled):
+            if not source.known_sha256 and any(d.metadata_first(bound) for _, d in chosen):
+                source.known_sha256 = source.digest(self.cancelled)
+            self._legs = [_Leg(name, destination) for name, destination in chosen]
+            try:
+                for leg in self._legs:
+                    self._guarded(leg, lambda leg=leg: self._begin(leg, source, plan))  # type: ignore[misc]
+                self._raise_if_all_failed()
+                encoded = codec.encode(
+                    source.pieces(self.cancelled),
+                    self._write,
+                    recipe,
+                    size=source.size,
+                    progress=lambda r, w: self.progress(Stage.TRANSFER, r, w),
+                    cancelled=self.cancelled,
+                )
+                self._check_source(source, encoded.source)
+                self.progress(Stage.PUBLISH, encoded.source.size, encoded.stored.size)
+                for leg in self._legs:
+                    self._guarded(leg, lambda leg=leg: self._publish(leg, source, encoded, plan))  # type: ignore[misc]
+            finally:
+                for leg in self._legs:
+                    self._abort(leg)
+        self._raise_worst()
+
+    def _recipe(self, source: reader.Reader, plan: _Plan) -> codec.Recipe:
+        wanted = self.route.watch.compress
+        layout, threads = codec.choose_layout(
+            plan.compression,
+            source.size,
+            waiting=self.bounds.waiting(),
+            cpus=self.bounds.cpus,
+            threads=self.bounds.compress_threads,
+        )
+        return codec.Recipe(
+            compression=plan.compression,
+            level=wanted.level if wanted else 0,
+            threads=threads,
+            layout=layout,
+            timeout=wanted.timeout if wanted else 0.0,
+            others=tuple(self.route.watch.digests),
+        )
+
+    def _begin(self, leg: _Leg, source: reader.Reader, plan: _Plan) -> None:
+        key, older = self._target(leg.name, plan.compression)
+        put = Put(
+            key=key,
+            size_bound=source.size,
+            metadata=self._metadata(source.known_sha256, source, plan),
+            replace=older,
+            mtime_ns=self._version.identity.mtime_ns,
+            mode=source.mode,
+        )
+        leg.upload = leg.destination.begin(put)
+
+    def _target(self, name: str, compression: Compression) -> tuple[str, Stored | None]:
+        """The key at a destination and, when an older version of ours has it, the object to replace (PRODUCT W8)."""
+        watch, version = self.route.watch, self._version
+        earlier = [d for d in self.store.deliveries(version.watch, version.path) if d.proof.destination == name]
+        if earlier and watch.on_change == "refuse":
+            raise Conflict(
+                f"{self.route.root.shown(version.path)} changed after it was delivered to {name}, and on_change is"
+                ' "refuse"',
+                "Deliver it by hand or drop the job; the older copy is untouched",
+            )
+        number = 1
+        while True:
+            key = self._key(compression, number)
+            current = self.store.current(name, key)
+            if current is None:
+                return key, None
+            if (current.proof.version.watch, current.proof.version.path) != (version.watch, version.path):
+                other = self.route.root.shown(current.proof.version.path)
+                raise Conflict(
+                    f"The key {key} at {name} already holds {other} of watch {current.proof.version.watch}",
+                    "Put {path} and {watch} in the watch's key template, then retry the job",
+                )
+            if watch.on_change == "replace":
+                return key, current.proof.stored
+            number += 1
+
+    def _key(self, compression: Compression, number: int) -> str:
+        return keys.key_for(
+            self.route.watch.key,
+            watch=self._version.watch,
+            path=self._version.path,
+            host=self.route.host,
+            suffix=compression.suffix,
+            version=number,
+        )
+
+    def _metadata(self, sha256: str, source: reader.Reader, plan: _Plan) -> dict[str, str]:
+        found = {
+            "quaymaster-size": str(source.size),
+            "quaymaster-mtime": str(self._version.identity.mtime_ns),
+            "quaymaster-mode": f"{source.mode:04o}",
+            "quaymaster-compression": plan.compression.value,
+        }
+        if sha256:
+            found["quaymaster-sha256"] = sha256
+        return found
+
+    def _write(self, data: bytes | memoryview) -> None:
+        """Give stored bytes to every destination that still takes them."""
+        for leg in self._legs:
+            self._guarded(leg, lambda leg=leg: self._write_to(leg, data))  # type: ignore[misc]
+        self._raise_if_all_failed()
+
+    def _write_to(self, leg: _Leg, data: bytes | memoryview) -> None:
+        assert leg.upload is not None
+        leg.upload.write(data)
+        if not leg.token:
+            self._note(leg, leg.upload.resume_token)
+
+    def _note(self, leg: _Leg, token: str) -> None:
+        if token and token != leg.token:
+            leg.token = token
+            self.store.begin_upload(self.job, leg.name, token)
+
+    def _guarded(self, leg: _Leg, act: Callable[[], None]) -> None:
+        """One destination's failure does not stop the others."""
+        if leg.error is None:
+            try:
+                act()
+            except TransferError as error:
+                leg.error = error
+                self._abort(leg)
+                self._tell("delivery-failed", str(error), Level.DEBUG, destination=leg.name, code=error.code)
+
+    def _check_source(self, source: reader.Reader, found: Digests) -> None:
+        """Before anything becomes visible: the source is still the version that was read, and reads the same."""
+        version = self._version
+        if not self.route.staged:
+            reader.unchanged(self.route.root, version.path, source, version.identity)
+        if found.size != version.size:
+            raise IntegrityError(
+                f"{source.shown} gave {found.size} bytes instead of {version.size}", "It is read again"
+            )
+        if source.known_sha256:
+            what = "The staged copy" if self.route.staged else "The second reading"
+            reader.same(source.known_sha256, found.sha256, f"{what} of {source.shown} differs from what was read first")
+
+    # -- the proof --
+
+    def _publish(self, leg: _Leg, source: reader.Reader, encoded: codec.Encoded, plan: _Plan) -> None:
+        assert leg.upload is not None
+        stored = leg.upload.publish(encoded.stored, self._metadata(encoded.source.sha256, source, plan))
+        if self.route.watch.verify == "readback":
+            stored = self._read_back(leg, stored, encoded.stored)
+        proof = Proof(
+            job=self.job.id,
+            version=self._version,
+            destination=leg.name,
+            source=encoded.source,
+            stored_digests=encoded.stored,
+            compression=plan.compression,
+            compression_note=plan.note,
+            stored=stored,
+            delivered_at=self.clock(),
+        )
+        self.store.deliver(proof, leg.token)
+        leg.token = ""
+        ratio = (
+            f", {encoded.source.size / encoded.stored.size:.2f}:1" if plan.compression is not Compression.NONE else ""
+        )
+        self._tell(
+            "delivered",
+            f"delivered to {leg.name} as {stored.key}{ratio}, proven by {stored.evidence}",
+            destination=leg.name,
+            size=stored.size,
+            sha256=encoded.source.sha256,
+        )
+
+    def _read_back(self, leg: _Leg, stored: Stored, expected: Digests) -> Stored:
+        """``verify = "readback"``: fetch the object and hash it; withdraw it when it is not what was sent."""
+        with leg.destination.read(stored) as pieces:
+            found = codec.digest(pieces)
+        if found == expected.sha256:
+            evidence = stored.evidence if stored.evidence == "readback" else f"{stored.evidence}+readback"
+            return replace(stored, evidence=evidence)
+        leg.destination.remove(stored)
+        raise IntegrityError(
+            f"{leg.name} gave back other bytes for {stored.key} (SHA-256 {found} instead of {expected.sha256})",
+            "The object was withdrawn; it is sent again",
+        )
+
+    # -- the end of each way --
+
+    def _abort(self, leg: _Leg) -> None:
+        """What cannot be removed now stays noted: the next run or the sweep removes it."""
+        if leg.upload is None:
+            return
+        leg.upload.abort()
+        if left := leg.upload.resume_token:
+            self._note(leg, left)
+        elif leg.token:
+            self.store.end_upload(self.job.id, leg.name, leg.token)
+            leg.token = ""
+
+    def _abandon_earlier(self) -> None:
+        """Abort what an earlier run of this job began at a destination and did not end."""
+        for job, name, token in self.store.uploads(self.job):
+            destination = self.route.destinations.get(name)
+            if destination is not None and destination.abandon(token):
+                self.store.end_upload(job, name, token)
+
+    def _raise_if_all_failed(self) -> None:
+        if all(leg.error is not None for leg in self._legs):
+            self._raise_worst()
+
+    def _raise_worst(self) -> None:
+        """The error that decides what the queue does: one that is retried goes before one that parks, so that no
+        destination waits for an operator's help with another."""
+        errors = [leg.error for leg in self._legs if leg.error is not None]
+        if errors:
+            raise min(errors, key=lambda error: list(Retry).index(error.retry))
+
+    def _tell(
+        self,
+        kind: str,
+        message: str,
+        level: Level = Level.INFO,
+        *,
+        destination: str = "",
+        size: int = -1,
+        sha256: str = "",
+        code: str = "",
+    ) -> None:
+        version = self._version
+        self.emit(
+            Event(
+                kind,
+                message,
+                level,
+                watch=version.watch,
+                path=version.path,
+                job=self.job.id,
+                destination=destination,
+                size=version.size if size < 0 else size,
+                sha256=sha256,
+                code=code,
+            )
+        )
+
+
+__all__ = ["Bounds", "Cancelled", "Progress", "Route", "Transfer"]
