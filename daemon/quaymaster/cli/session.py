@@ -1,0 +1,101 @@
+"""What every command has in common: --config, --json, the configuration and the store behind them."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from quaymaster.errors import ConfigError
+
+if TYPE_CHECKING:
+    from quaymaster.config import Config
+    from quaymaster.store import Store
+
+R = TypeVar("R")
+
+CONFIG_VARIABLE = "QUAYMASTER_CONFIG"
+DEFAULT_CONFIG = "/etc/quaymaster/quaymaster.toml"  # config.DEFAULT_PATH, without importing pydantic for --help
+
+
+_config_option = click.option(
+    "--config",
+    "config_path",
+    metavar="FILE",
+    help=f"The configuration; else ${CONFIG_VARIABLE}, else {DEFAULT_CONFIG}.",
+)
+_json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
+
+
+@dataclass(frozen=True)
+class Session:
+    """One call of a command."""
+
+    config_path: str
+    json: bool
+
+    def config(self) -> Config:
+        """Raises ConfigError whose last line counts the problems and names the file."""
+        from quaymaster.config import load
+
+        with self.counting_problems():
+            return load(self.config_path)
+
+    @contextmanager
+    def counting_problems(self) -> Iterator[None]:
+        try:
+            yield
+        except ConfigError as error:
+            number = len(error.problems)
+            total = f"{number} problem{'s' if number != 1 else ''} in {self.config_path}"
+            raise ConfigError([*error.problems, total]) from None
+
+    @contextmanager
+    def store(self, config: Config) -> Iterator[Store]:
+        """The store of this configuration, which the service must have made. Raises StoreError."""
+        from quaymaster.store import Store
+
+        with closing(Store(config.service.state_dir)) as store:
+            yield store
+
+
+def shared_options(command: Callable[..., R]) -> Callable[..., R]:
+    """--config and --json before the name of a command, which reads them."""
+
+    @_json_option
+    @_config_option
+    @functools.wraps(command)
+    def with_options(*args: Any, config_path: str | None, as_json: bool, **kwargs: Any) -> R:
+        return command(*args, **kwargs)
+
+    return with_options
+
+
+def in_session(command: Callable[..., R]) -> Callable[..., R]:
+    """Gives the command its Session first. Its own --config wins over one given earlier on the line."""
+
+    @_json_option
+    @_config_option
+    @functools.wraps(command)
+    def with_session(*args: Any, config_path: str | None, as_json: bool, **kwargs: Any) -> R:
+        return command(_session(click.get_current_context()), *args, **kwargs)
+
+    return with_session
+
+
+def _session(context: click.Context) -> Session:
+    levels: list[dict[str, Any]] = []
+    level: click.Context | None = context
+    while level is not None:
+        levels.append(level.params)
+        level = level.parent
+    named = next((params["config_path"] for params in levels if params.get("config_path")), None)
+    return Session(
+        config_path=named or os.environ.get(CONFIG_VARIABLE) or DEFAULT_CONFIG,
+        json=any(params.get("as_json") for params in levels),
+    )

@@ -1,0 +1,316 @@
+"""``quaymaster status``: what the service does at this moment, on one screen."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from quaymaster import __version__
+from quaymaster.cli import show
+from quaymaster.cli.records import Record, path_record
+from quaymaster.cli.session import Session, in_session
+from quaymaster.model import Job, State
+
+if TYPE_CHECKING:
+    from quaymaster.config import Config
+    from quaymaster.store import Store
+
+FRESH = 5.0
+"""Seconds for which the service's word on progress counts; it gives one every second."""
+
+PARKED_LOOKED_AT = 10_000
+"""The newest parked jobs are grouped by their error; more would only make the command slow."""
+
+_CAUSES = 5
+
+_Reports = Mapping[str, tuple[float, Mapping[str, Any]]]
+
+
+@click.command("status")
+@click.option("--all", "everything", is_flag=True, help="Every row, even if the screen is too small.")
+@in_session
+def command(session: Session, everything: bool) -> int:
+    """Show what the service does: totals, each watch and destination, running jobs, parked ones and what to do.
+
+    Works while the service is stopped too. Fits the terminal; where rows are left out it says so.
+
+    \b
+    Examples:
+      quaymaster status
+      watch -n 2 quaymaster status
+      quaymaster status --json | jq .totals.parked.jobs
+    """
+    config = session.config()
+    from quaymaster.service.lock import holder
+
+    with session.store(config) as store:
+        found = snapshot(config, store, holder(config.service.state_dir), time.time())
+    if session.json:
+        print(show.as_json(found))
+    else:
+        screen = shutil.get_terminal_size((80, 24))
+        lines = render(found, screen.columns, 0 if everything else screen.lines - 1, time.time())
+        print("\n".join(lines))
+    return 0
+
+
+# -- what there is to say: this is the --json form too --
+
+
+def snapshot(config: Config, store: Store, pid: int | None, now: float) -> Record:
+    reports, counts = store.reports(), store.counts()
+    return {
+        "version": __version__,
+        "at": now,
+        "service": _service(reports, pid),
+        "totals": _tally(counts.values()),
+        "next_retry": store.next_retry(),
+        "oldest_open": store.oldest_open(),
+        "watches": _watches(config, reports, counts, running=pid is not None),
+        "destinations": _destinations(config, reports, running=pid is not None),
+        "running": _running(store.jobs(_states(State.RUNNING)), reports, pid, now),
+        "parked": _parked(store.jobs(_states(State.PARKED, limit=PARKED_LOOKED_AT))),
+    }
+
+
+def _states(state: State, limit: int = 0) -> Any:
+    from quaymaster.store import Filter
+
+    return Filter(states=(state,), limit=limit)
+
+
+def _service(reports: _Reports, pid: int | None) -> Record:
+    _, said = reports.get("service", (0.0, {}))
+    if pid is None:
+        return {"state": "stopped", "pid": None, "version": None, "started_at": None}
+    if said.get("pid") != pid:  # it has the lock and has not said yet that it is ready
+        return {"state": "starting", "pid": pid, "version": None, "started_at": None}
+    return {key: said.get(key) for key in ("state", "pid", "version", "started_at")}
+
+
+def _tally(of_watches: Iterable[Mapping[State, tuple[int, int]]]) -> dict[str, dict[str, int]]:
+    totals = {state.value: {"jobs": 0, "bytes": 0} for state in State}
+    for states in of_watches:
+        for state, (jobs, size) in states.items():
+            totals[state.value]["jobs"] += jobs
+            totals[state.value]["bytes"] += size
+    return totals
+
+
+def _watches(
+    config: Config, reports: _Reports, counts: Mapping[str, Mapping[State, tuple[int, int]]], *, running: bool
+) -> list[Record]:
+    found = []
+    for name in [*config.watches, *(name for name in sorted(counts) if name not in config.watches)]:
+        configured = config.watches.get(name)
+        said = dict(reports.get(f"watch:{name}", (0.0, {}))[1]) if running and configured else {}
+        state = said.pop("state", "starting") if running else "stopped"
+        found.append(
+            {
+                "name": name,
+                "path": configured.path if configured else None,
+                "mode": said.pop("mode", None) or (configured.mode if configured else None),
+                "state": state if configured else "not configured",
+                "reason": said.pop("reason", "") or "",
+                "jobs": _tally([counts.get(name, {})]),
+                "seen": {key: value for key, value in said.items() if key != "name"},
+            }
+        )
+    return found
+
+
+def _destinations(config: Config, reports: _Reports, *, running: bool) -> list[Record]:
+    found = []
+    for name, destination in config.destinations.items():
+        said = reports.get(f"destination:{name}", (0.0, {}))[1] if running else {}
+        found.append(
+            {
+                "name": name,
+                "type": destination.type,
+                "state": said.get("state", "unused") if running else "stopped",
+                "error": said.get("error", "") or "",
+                "since": said.get("since"),
+            }
+        )
+    return found
+
+
+def _running(jobs: Iterable[Job], reports: _Reports, pid: int | None, now: float) -> list[Record]:
+    at, said = reports.get("progress", (0.0, {}))
+    fresh = pid is not None and now - at <= FRESH
+    progress = said.get("jobs", {}) if fresh else {}
+    found = []
+    for job in jobs:
+        moved = progress.get(str(job.id), {})
+        found.append(
+            {
+                "id": job.id,
+                "watch": job.version.watch,
+                **path_record(job.version.path),
+                "size": job.version.size,
+                "stage": moved.get("stage") or (job.stage.value if job.stage else None),
+                "source_bytes": moved.get("source_bytes"),
+                "stored_bytes": moved.get("stored_bytes"),
+                "since": moved.get("since") or job.started_at,
+            }
+        )
+    return found
+
+
+def _parked(jobs: Iterable[Job]) -> list[Record]:
+    """Grouped by error code, the most frequent first, each with its newest job."""
+    groups: dict[str, list[Job]] = {}
+    for job in jobs:
+        groups.setdefault(job.error_code, []).append(job)
+    return [
+        {
+            "error_code": code,
+            "jobs": len(of_code),
+            "bytes": sum(job.version.size for job in of_code),
+            "newest": {"id": of_code[0].id, "watch": of_code[0].version.watch, **path_record(of_code[0].version.path)},
+            "error": of_code[0].error,
+            "retry": f"quaymaster jobs retry --error {code}" if code else f"quaymaster jobs retry {of_code[0].id}",
+        }
+        for code, of_code in sorted(groups.items(), key=lambda item: -len(item[1]))
+    ]
+
+
+# -- the same for people --
+
+_Rows = list[list[str]]
+"""A section: its header and its rows, each of one or more lines."""
+
+
+def render(found: Record, columns: int, lines: int, now: float) -> list[str]:
+    """At most ``lines`` lines of ``columns``; 0: as many as there are."""
+    sections = [
+        [_head(found, columns, now)],
+        _watch_rows(found["watches"], columns),
+        _destination_rows(found["destinations"], columns),
+        _running_rows(found, columns, now),
+        _parked_rows(found["parked"], found["totals"]["parked"]["jobs"], columns),
+    ]
+    return _fit([rows for rows in sections if rows], lines)
+
+
+def _head(found: Record, columns: int, now: float) -> list[str]:
+    service, totals = found["service"], found["totals"]
+    life = f"quaymaster {service['version'] or found['version']}: {service['state']}"
+    if service["started_at"]:
+        life += f" since {show.when(service['started_at'])} ({show.duration(now - service['started_at'])})"
+    process = f"pid {service['pid']}" if service["pid"] is not None else "start it with: systemctl start quaymaster"
+    parts = []
+    for state in State:
+        jobs, size = totals[state.value]["jobs"], totals[state.value]["bytes"]
+        if not jobs and state in (State.SUPERSEDED, State.DROPPED):
+            continue
+        part = f"{state.value} {show.count(jobs)}" + (f" ({show.size(size)})" if jobs else "")
+        if state is State.WAITING and found["next_retry"] is not None:
+            part += f", next try in {show.duration(found['next_retry'] - now)}"
+        parts.append(part)
+    oldest = found["oldest_open"]
+    age = f"oldest undelivered file: {show.duration(now - oldest)} in the queue" if oldest else "nothing undelivered"
+    return [*_flow([life, process], columns), *_flow(parts, columns), age]
+
+
+def _flow(parts: list[str], columns: int) -> list[str]:
+    """Parts side by side, on as many lines as they need, never broken inside."""
+    lines = [parts[0]]
+    for part in parts[1:]:
+        if len(lines[-1]) + 3 + len(part) <= columns:
+            lines[-1] += "   " + part
+        else:
+            lines.append(part)
+    return lines
+
+
+def _watch_rows(watches: list[Record], columns: int) -> _Rows:
+    if not watches:
+        return []
+    shown = sorted(watches, key=lambda w: not (w["reason"] or w["jobs"]["parked"]["jobs"]))  # troubles first
+    header = ("WATCH", "MODE", "STATE", ">SETTLING", ">QUEUED", ">WAITING", ">PARKED", ">DONE")
+    cells = [
+        (
+            show.cut(show.plain(watch["name"]), 20),
+            watch["mode"] or "-",
+            watch["state"],
+            show.count(watch["seen"].get("pending") or 0),
+            *(show.count(watch["jobs"][state]["jobs"]) for state in ("queued", "waiting", "parked", "done")),
+        )
+        for watch in shown
+    ]
+    title, *lines = show.table(header, cells)
+    rows = [[title]]
+    for watch, line in zip(shown, lines, strict=True):
+        rows.append([line, *(show.wrapped(watch["reason"], columns, 2, 2) if watch["reason"] else [])])
+    return rows
+
+
+def _destination_rows(destinations: list[Record], columns: int) -> _Rows:
+    if not destinations:
+        return []
+    shown = sorted(destinations, key=lambda d: not d["error"])
+    cells = [(show.cut(show.plain(d["name"]), 20), d["type"], d["state"], show.when(d["since"])) for d in shown]
+    title, *lines = show.table(("DESTINATION", "TYPE", "STATE", "SINCE"), cells)
+    rows = [[title]]
+    for destination, line in zip(shown, lines, strict=True):
+        rows.append([line, *(show.wrapped(destination["error"], columns, 2, 2) if destination["error"] else [])])
+    return rows
+
+
+def _running_rows(found: Record, columns: int, now: float) -> _Rows:
+    jobs = found["running"]
+    if not jobs:
+        return []
+    if found["service"]["pid"] is None:
+        many = show.count(len(jobs), "job")
+        return [[f"{many} interrupted by the stop; the service goes on with them when it starts"]]
+    cells = []
+    for job in jobs:
+        done, total = job["source_bytes"], job["size"]
+        percent = f"{100 * done // total if total else 100} %" if done is not None else "-"
+        rate = "-"
+        if done and job["since"] and now > job["since"]:
+            rate = f"{show.size(int(done / (now - job['since'])))}/s"
+        of = f"{show.size(done or 0)} of {show.size(total)}"
+        cells.append((str(job["id"]), job["stage"] or "-", percent, of, rate, show.plain(job["path"])))
+    lines = show.table((">JOB", "STAGE", ">DONE", ">BYTES", ">RATE", "FILE"), cells, columns)
+    return [[line] for line in lines]
+
+
+def _parked_rows(causes: list[Record], total: int, columns: int) -> _Rows:
+    if not causes:
+        return []
+    rows = [[f"PARKED: {show.count(total, 'file')} waiting for you; mend the cause, then retry or drop"]]
+    for cause in causes[:_CAUSES]:
+        text = f"{show.count(cause['jobs'])} x {cause['error_code'] or 'unknown'}: {cause['error']}"
+        rows.append([*show.wrapped(text, columns, 2, 2), show.cut(show.plain(f"    then: {cause['retry']}"), columns)])
+    if len(causes) > _CAUSES:
+        rows.append([f"  ... and {len(causes) - _CAUSES} more causes: quaymaster jobs --state parked"])
+    return rows
+
+
+def _fit(sections: list[_Rows], most: int) -> list[str]:
+    """The sections with an empty line between them. While they are more than ``most`` lines, the longest loses its
+    last row."""
+    left_out = [0] * len(sections)
+
+    def length(index: int) -> int:
+        return sum(len(row) for row in sections[index]) + (left_out[index] > 0)
+
+    while most and sum(map(length, range(len(sections)))) + len(sections) - 1 > most:
+        longest = max((i for i in range(len(sections)) if len(sections[i]) > 1), key=length, default=None)
+        if longest is None:
+            break
+        sections[longest].pop()
+        left_out[longest] += 1
+    lines: list[str] = []
+    for rows, missing in zip(sections, left_out, strict=True):
+        lines += [""] if lines else []
+        lines += [line for row in rows for line in row]
+        lines += [f"  ... and {missing} more: quaymaster status --all"] if missing else []
+    return lines

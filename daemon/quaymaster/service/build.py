@@ -1,0 +1,87 @@
+"""From configuration to parts: the one place that knows which class stands behind which table."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+
+from quaymaster.config import (
+    BesideDestination,
+    Config,
+    Credentials,
+    DirectoryDestination,
+    S3Destination,
+    Watch,
+    read_credentials,
+)
+from quaymaster.destinations.base import Destination
+from quaymaster.destinations.directory import Directory
+from quaymaster.intake.mounts import filesystem_of
+from quaymaster.model import Emit
+from quaymaster.pipeline.dispose import Disposal
+from quaymaster.pipeline.transfer import Route
+from quaymaster.pipeline.worker import Lane
+from quaymaster.source import Root
+
+
+def destination(
+    config: Config,
+    name: str,
+    emit: Emit,
+    *,
+    pins: Mapping[str, str] | None = None,
+    on_pins: Callable[[dict[str, str]], None] | None = None,
+) -> Destination | None:
+    """The destination of that name; None for one that is beside each watch's sources."""
+    wanted = config.destinations[name]
+    match wanted:
+        case S3Destination():
+            from quaymaster.destinations.s3 import S3
+
+            return S3(
+                wanted,
+                credentials=_credentials(wanted),
+                parts=config.limits.parts,
+                files=config.limits.files,
+                emit=emit,
+                pins=pins,
+                on_pins=on_pins,
+            )
+        case DirectoryDestination():
+            return Directory(name, wanted.path, emit=emit)
+        case BesideDestination():
+            return None
+
+
+def _credentials(wanted: S3Destination) -> Callable[[], Credentials | None]:
+    def read() -> Credentials | None:
+        if wanted.credentials is None:
+            return None
+        return read_credentials(wanted.credentials, os.environ)
+
+    return read
+
+
+def beside(config: Config, watch: Watch) -> frozenset[str]:
+    """Names of the watch's destinations that are the source's own directory."""
+    return frozenset(n for n in watch.destinations if isinstance(config.destinations[n], BesideDestination))
+
+
+def lane(
+    config: Config, watch: Watch, shared: Mapping[str, Destination], emit: Emit, present: Callable[[], bool]
+) -> Lane:
+    """How the files of one watch travel and what becomes of them afterwards."""
+    root = os.path.realpath(watch.path)
+    found = {name: shared[name] if name in shared else Directory(name, root, emit=emit) for name in watch.destinations}
+    route = Route(
+        watch=watch,
+        root=Root(root, hard_links=watch.hard_links),
+        destinations=found,
+        beside=beside(config, watch),
+        staged=filesystem_of(root).network if watch.stage is None else watch.stage,
+        host=config.service.host,
+        present=present,
+        compression_disabled=config.compression_disabled,
+    )
+    mover = Directory(f"{watch.name}:after", watch.after_dir, emit=emit) if watch.after_dir else None
+    return Lane(route, Disposal(watch.after, mover, watch.after_dir or ""), watch.after_grace)
