@@ -104,12 +104,16 @@ class _Patterns:
         if directory:
             text += "/"
         for regex, through_directory, verdict, pattern in self._compiled:
-            if not regex.search(text):
+            match = regex.search(text)
+            if match is None:
                 continue
-            ends = [match.end() for match in regex.finditer(text)]
             # "(?P<ps_d>/)" also matches when the pattern fits a directory above; that level was asked already. A
             # pattern without it ("a/**") fits whatever is inside, never the directory itself.
-            if (len(text) in ends) if through_directory else not (directory and ends[0] == len(text)):
+            if through_directory:
+                fits = any(match.end() == len(text) for match in regex.finditer(text))
+            else:
+                fits = not (directory and match.end() == len(text))
+            if fits:
                 return verdict, pattern
         return None
 

@@ -23,15 +23,17 @@ MODES = pytest.mark.parametrize("mode", ["inotify", "poll"])
 ODD_NAMES = [b"\xff\xfe.bin", b"new\nline", b"n" * 255, b" ", b"Case", b"case", b"%41\\"]
 
 
-@pytest.fixture(params=["disk", "tmpfs"])
-def directory(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
-    if request.param == "disk":
-        yield tmp_path
-        return
+@pytest.fixture
+def memory() -> Iterator[Path]:
     path = Path(f"/dev/shm/quaymaster-{os.getpid()}-{time.monotonic_ns()}")
     path.mkdir()
     yield path
     shutil.rmtree(path)
+
+
+@pytest.fixture(params=["disk", "tmpfs"])
+def directory(request: pytest.FixtureRequest, tmp_path: Path, memory: Path) -> Path:
+    return tmp_path if request.param == "disk" else memory
 
 
 def version(watch: Path, name: str) -> FileVersion:
@@ -166,27 +168,27 @@ def test_a_directory_moved_in_is_scanned_and_watched(start: Callable, tmp_path: 
     assert b"here/deep/g" not in watch.paths()
 
 
-def test_an_overflow_of_the_kernels_queue_loses_no_file(start: Callable, tmp_path: Path) -> None:
+def test_an_overflow_of_the_kernels_queue_loses_no_file(start: Callable, memory: Path) -> None:
     with open("/proc/sys/fs/inotify/max_queued_events") as file:
         limit = int(file.read())
     if limit > 50_000:
         pytest.skip(f"max_queued_events is {limit}: too many files would be needed")
-    watch = start()
+    watch = start(memory)
     watch.wait_watching()
     held, go = threading.Event(), threading.Event()
     watch.before_enqueue = lambda: held.set() or go.wait(60)  # the watch's thread is held up, and the queue runs over
-    (tmp_path / "in/first").write_bytes(b"")
+    (memory / "first").write_bytes(b"")
     assert held.wait(10)
     count = limit // 2 + 500
     for number in range(count):
-        os.close(os.open(tmp_path / f"in/{number}", os.O_CREAT | os.O_WRONLY))
-    (tmp_path / "in/late").mkdir()
+        os.close(os.open(memory / f"{number}", os.O_CREAT | os.O_WRONLY))
+    (memory / "late").mkdir()
     for number in range(50):
-        (tmp_path / f"in/late/{number}").write_bytes(b"")
+        (memory / f"late/{number}").write_bytes(b"")
     go.set()
     watch.wait_event("watch-overflow")
     watch.wait(lambda: len(watch.paths()) == count + 51, "every file", timeout=60)
-    (tmp_path / "in/late/after").write_bytes(b"")
+    (memory / "late/after").write_bytes(b"")
     watch.wait_for(b"late/after")
 
 

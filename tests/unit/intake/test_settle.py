@@ -279,7 +279,7 @@ class World(RuleBasedStateMachine):
         assert len(self.settler) == 0
 
 
-World.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+World.TestCase.settings = settings(max_examples=80, stateful_step_count=40, deadline=None)
 TestWorld = World.TestCase
 
 
