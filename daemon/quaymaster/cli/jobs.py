@@ -237,7 +237,7 @@ def _filter(
 
     watch, path = given["watch"] or "", b""
     if watch and watch not in config.watches and watch not in store.counts():
-        raise UsageError(f"There is no watch {show.plain(watch)}", f"There are {', '.join(config.watches)}")
+        raise UsageError(f"There is no watch {show.plain(watch)}", f"The watches are: {', '.join(config.watches)}")
     if given["path"]:
         path = os.fsencode(given["path"])
         if path.startswith(b"/"):

@@ -54,7 +54,7 @@ def locate(config: Config, path: bytes, patience: float = PATIENCE) -> Place:
         ) from None
     if place is None:
         known = ", ".join(f"{watch.name} ({watch.path})" for watch in config.watches.values())
-        raise QuaymasterError(f"{shown(absolute)} is under no watch", f"The watches are {known}")
+        raise QuaymasterError(f"{shown(absolute)} is under no watch", f"The watches are: {known}")
     return place
 
 

@@ -15,7 +15,8 @@ from quaymaster.errors import UsageError
 def command(session: Session) -> int:
     """Run the service in the foreground, until SIGTERM or Ctrl-C.
 
-    systemd does this: systemctl start quaymaster. What is in flight at the end continues at the next start.
+    systemd does this: systemctl start quaymaster. What is in flight at the end continues at the next start. SIGHUP
+    applies a changed configuration (on a terminal it stops the service, as a closed terminal does).
 
     \b
     Examples:

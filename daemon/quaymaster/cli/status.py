@@ -231,7 +231,9 @@ def _flow(parts: list[str], columns: int) -> list[str]:
 def _watch_rows(watches: list[Record], columns: int) -> _Rows:
     if not watches:
         return []
-    shown = sorted(watches, key=lambda w: not (w["reason"] or w["jobs"]["parked"]["jobs"]))  # troubles first
+    shown = sorted(
+        watches, key=lambda w: not (w["reason"] or _not_taken(w["seen"]) or w["jobs"]["parked"]["jobs"])
+    )  # troubles first
     header = ("WATCH", "MODE", "STATE", ">SETTLING", ">QUEUED", ">WAITING", ">PARKED", ">DONE")
     cells = [
         (
@@ -246,8 +248,17 @@ def _watch_rows(watches: list[Record], columns: int) -> _Rows:
     title, *lines = show.table(header, cells)
     rows = [[title]]
     for watch, line in zip(shown, lines, strict=True):
-        rows.append([line, *(show.wrapped(watch["reason"], columns, 2, 2) if watch["reason"] else [])])
+        told = [text for text in (watch["reason"], _not_taken(watch["seen"])) if text]
+        rows.append([line, *(part for text in told for part in show.wrapped(text, columns, 2, 4))])
     return rows
+
+
+def _not_taken(seen: Record) -> str:
+    """What is not in the queue although it might belong there."""
+    files, directories = seen.get("refused") or 0, seen.get("unreadable_directories") or 0
+    parts = [show.count(files, "file")] if files else []
+    parts += [show.count(directories, "unreadable directory", "unreadable directories")] if directories else []
+    return f"not taken: {', '.join(parts)}; see the log, or quaymaster why PATH" if parts else ""
 
 
 def _destination_rows(destinations: list[Record], columns: int) -> _Rows:
@@ -258,7 +269,7 @@ def _destination_rows(destinations: list[Record], columns: int) -> _Rows:
     title, *lines = show.table(("DESTINATION", "TYPE", "STATE", "SINCE"), cells)
     rows = [[title]]
     for destination, line in zip(shown, lines, strict=True):
-        rows.append([line, *(show.wrapped(destination["error"], columns, 2, 2) if destination["error"] else [])])
+        rows.append([line, *(show.wrapped(destination["error"], columns, 2, 4) if destination["error"] else [])])
     return rows
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import pwd
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -56,18 +58,19 @@ def command(session: Session, path: str) -> int:
 
     place = locate(config, os.fsencode(path))
     with session.store(config) as store:
-        found = _look(place, store, service_runs=holder(config.service.state_dir) is not None)
+        found = _look(place, store, holder(config.service.state_dir))
     print(show.as_json(_record(found)) if session.json else "\n".join(_lines(found)))
     return 0
 
 
-def _look(place: Place, store: Store, *, service_runs: bool) -> _Findings:
+def _look(place: Place, store: Store, service: int | None) -> _Findings:
+    """``service`` is the process that runs, if one does."""
     from quaymaster.config.disk import within
     from quaymaster.intake.why import Evidence, why
     from quaymaster.store import Filter
 
     watch, path = place.watch, place.path
-    found = _Findings(place, service_runs)
+    found = _Findings(place, service is not None)
     for job in store.jobs(Filter(watch=watch.name, path=path)):
         if path and job.version.path == path:
             found.jobs.append(job)
@@ -83,9 +86,53 @@ def _look(place: Place, store: Store, *, service_runs: bool) -> _Findings:
         matching = [job for job in found.jobs if job.version.identity == identity and job.state != State.SUPERSEDED]
         found.job = matching[-1] if matching else found.jobs[-1] if found.jobs and not found.there else None
         if path and found.job is None:
-            found.evidence = why(watch, path, known=store.known)
+            with _eyes_of(service, store.path):
+                found.evidence = [*_trouble(store, watch.name, service), *why(watch, path, known=store.known)]
     found.deliveries = store.deliveries_of(found.job) if found.job else []
     return found
+
+
+def _trouble(store: Store, watch: str, service: int | None) -> list[Evidence]:
+    """What the running service said of the whole watch."""
+    from quaymaster.intake.why import Evidence
+
+    _, said = store.reports().get(f"watch:{watch}", (0.0, {}))
+    if service is None or not said.get("reason"):
+        return []
+    return [Evidence(None, f"the watch is {said['state']}: {said['reason']}")]
+
+
+@contextmanager
+def _eyes_of(service: int | None, database: str) -> Iterator[None]:
+    """Look with the permissions of the service when root asks: what root can read says nothing about it."""
+    owner = os.stat(database)
+    if os.geteuid() != 0 or not owner.st_uid:
+        yield
+        return
+    mine = os.getgroups()
+    os.setgroups(_groups(service, owner))
+    os.setegid(owner.st_gid)
+    os.seteuid(owner.st_uid)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+        os.setegid(0)
+        os.setgroups(mine)
+
+
+def _groups(service: int | None, owner: os.stat_result) -> list[int]:
+    """Supplementary groups: those of the process, which the unit may have given more; else of its user."""
+    try:
+        with open(f"/proc/{service}/status") as file:
+            told = next(line for line in file if line.startswith("Groups:"))
+        return [int(group) for group in told.split()[1:]]
+    except (OSError, StopIteration):
+        pass
+    try:
+        return os.getgrouplist(pwd.getpwuid(owner.st_uid).pw_name, owner.st_gid)
+    except KeyError:
+        return [owner.st_gid]
 
 
 def _on_disk(place: Place) -> tuple[bool, Identity | None]:

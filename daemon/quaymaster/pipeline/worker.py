@@ -102,8 +102,18 @@ class Workers:
             thread.join(max(0.0, end - self.monotonic()))
         left = [r.job for r in list(self.running.values())]
         if left:
-            self.store.release(left)
+            with suppress(StoreError):  # then the next start puts them back
+                self.store.release(left)
         return not left
+
+    def retire(self) -> None:
+        """Claim nothing more; each thread ends with what it runs now. Returns at once."""
+        self._stopping.set()
+        self._wake.set()
+        if self._dispatcher is not None:
+            self._dispatcher.join()
+        for _ in self._threads:
+            self._handed.put(None)
 
     def _waiting(self) -> int:
         return len(self.running) + self._backlog
@@ -237,10 +247,10 @@ class Workers:
         """Remove at the destinations what uploads of jobs that do not run left there: crashed ones whose job has been
         superseded or dropped since, and those that could not be aborted because the destination was away."""
         for number, name, token in self.store.uploads():
-            # A token that stood in the store while its job does not run now is not in use any more.
-            if number in self.running:
-                continue
-            lanes = [self.lanes.get(job.version.watch) for job in self.store.jobs(Filter(ids=(number,)))]
+            # A token that stood in the store while its job does not run now is not in use any more. The store knows of
+            # those too that run under an earlier configuration.
+            idle = [job for job in self.store.jobs(Filter(ids=(number,))) if job.state is not State.RUNNING]
+            lanes = [self.lanes.get(job.version.watch) for job in idle]
             for destination in (lane.route.destinations.get(name) for lane in lanes if lane is not None):
                 if destination is not None and destination.abandon(token):
                     self.store.end_upload(number, name, token)

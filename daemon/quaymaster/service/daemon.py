@@ -1,4 +1,4 @@
-"""The life of the service: build, start, watch over, stop. Read :meth:`Daemon.run` from top to bottom."""
+"""The life of the service: build, start, watch over, reload, stop. Read :meth:`Daemon.run` from top to bottom."""
 
 from __future__ import annotations
 
@@ -7,24 +7,19 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from typing import Any
 
 import quaymaster
-from quaymaster.config import Config, Watch, load, problems_on_disk
-from quaymaster.destinations.base import Destination
-from quaymaster.destinations.directory import etag_of
-from quaymaster.errors import Conflict, NameRefused, StoreError, StoreUnwritable
-from quaymaster.intake.intake import Intake, WatchStatus
+from quaymaster.config import Config, load, problems_on_disk
+from quaymaster.errors import ConfigError, Conflict, NameRefused, StoreError, StoreUnwritable
+from quaymaster.intake.intake import WatchStatus
 from quaymaster.intake.observe import ignore_lease_breaks
-from quaymaster.keys import escape
-from quaymaster.model import Emit, Event, FileVersion, Identity, Level
-from quaymaster.pipeline.budget import Pool, Staging
-from quaymaster.pipeline.transfer import Bounds
-from quaymaster.pipeline.worker import Workers
-from quaymaster.service import build, journal
+from quaymaster.model import Emit, Event, Level
+from quaymaster.service import journal
+from quaymaster.service.crew import Crew
 from quaymaster.service.lock import Lock
 from quaymaster.service.repeats import Repeats
 from quaymaster.service.systemd import notify
@@ -45,53 +40,70 @@ def run(config_path: str) -> int:
     config = load(config_path, os.environ)
     # Libraries' own warnings repeat, without saying what to do, what we report ourselves.
     logging.basicConfig(level=logging.DEBUG if os.environ.get("QUAYMASTER_DEBUG") else logging.CRITICAL)
-    return Daemon(config, journal.plain()).run()
+    return Daemon(config, lambda: load(config_path, os.environ), journal.plain()).run()
 
 
 class Daemon:
-    """One configured service."""
+    """The service on one state directory. ``reload`` reads the configuration again (SIGHUP)."""
 
-    def __init__(self, config: Config, tell: Emit) -> None:
+    def __init__(self, config: Config, reload: Callable[[], Config], tell: Emit) -> None:
         self._config = config
+        self._load = reload
         self._tell = Repeats(tell)
-        self._stop = threading.Event()
-        self._wake: Callable[[], None] = lambda: None  # the workers' own, once they exist
+        self._stopping = False
+        self._reload_wanted = False
+        self._woken = threading.Event()
+        self._retired: list[Crew] = []
         self._changed: set[str] = set()
         self._rescanned: dict[str, float] = {}
         self._reported: dict[str, dict[str, Any]] = {}
-        self._destinations: dict[str, dict[str, Any]] = {
-            name: {"state": "unused", "error": "", "since": time.time()} for name in config.destinations
-        }
+        self._destinations: dict[str, dict[str, Any]] = {}
 
     def run(self) -> int:
-        config = self._config
-        with _signals(self._stop.set), self._state() as store:
+        with self._signals(), self._state() as store:
             self._warn_of_disk()
             recovered = store.recover()
-            store.note("service-started", {"version": quaymaster.__version__, "config": config.digest})
-            shared = self._shared_destinations(store)
-            intakes = [self._intake(watch, store) for watch in config.watches.values()]
-            workers = self._workers(store, shared, {intake.name: intake for intake in intakes})
-            self._wake = workers.wake
-            for intake in intakes:
-                intake.start()
-            workers.start()
-            for intake in intakes:
-                intake.first_scan_started.wait(5.0)
+            store.note("service-started", {"version": quaymaster.__version__, "config": self._config.digest})
+            crew = self._new_crew(store)
             self._ready(store, recovered)
-            while not self._stop.wait(_TICK):
-                self._report(store, workers, intakes)
+            while not self._stopping:
+                self._woken.wait(_TICK)
+                if self._reload_wanted:
+                    crew = self._reload(store, crew)
+                self._report(store, crew)
                 self._tell.tick()
-                self._rescan_changed(intakes)
-            ended = self._shut_down(store, workers, intakes)
-            for destination in shared.values():
-                destination.close()
+                self._rescan_changed(crew)
+            ended = self._shut_down(store, crew)
         if not ended:
             # A thread hangs in a system call (a dead mount). All it would have done is in the queue.
             os._exit(0)
         return 0
 
     # -- start --
+
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        """SIGTERM and SIGINT stop the service in order, a second one at once. SIGHUP reads the configuration again; on
+        a terminal it says that the terminal was closed, and stops."""
+
+        def on_stop(number: int, _frame: object) -> None:
+            signal.signal(number, signal.SIG_DFL)
+            self._stopping = True
+            self._woken.set()
+
+        def on_reload(_number: int, _frame: object) -> None:
+            self._reload_wanted = True
+            self._woken.set()
+
+        ignore_lease_breaks()
+        on_hangup = on_stop if os.isatty(0) or os.isatty(2) else on_reload
+        handlers = {signal.SIGTERM: on_stop, signal.SIGINT: on_stop, signal.SIGHUP: on_hangup}
+        earlier = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+        try:
+            yield
+        finally:
+            for number, handler in earlier.items():
+                signal.signal(number, handler)
 
     @contextmanager
     def _state(self) -> Iterator[Store]:
@@ -128,87 +140,62 @@ class Daemon:
         for problem in problems_on_disk(self._config):
             self._emit(Event("config-warning", problem, Level.WARNING))
 
-    def _shared_destinations(self, store: Store) -> dict[str, Destination]:
-        said = store.reports()
-        found = {}
-        for name in self._config.destinations:
-            pinned = said.get(f"pins:{name}", (0.0, {}))[1]
-            destination = build.destination(
-                self._config,
-                name,
-                self._emit,
-                pins=pinned,
-                on_pins=lambda pins, name=name: store.report(f"pins:{name}", pins),  # type: ignore[misc]
-            )
-            if destination is not None:
-                found[name] = destination
-        return found
-
-    def _intake(self, watch: Watch, store: Store) -> Intake:
-        beside = build.beside(self._config, watch)
-
-        def made_here(versions: Sequence[tuple[bytes, Identity]]) -> list[bool]:
-            """Which of these are compressed copies that we put beside their sources: not sources themselves."""
-            objects = [(escape(path), etag_of(v.inode, v.mtime_ns)) for path, v in versions]
-            found = [store.put_there_by_us(destination, objects) for destination in beside]
-            return [any(ours) for ours in zip(*found, strict=True)] if found else [False] * len(versions)
-
-        def known(name: str, versions: Sequence[tuple[bytes, Identity]]) -> list[bool]:
-            had = store.known(name, versions)
-            return [a or b for a, b in zip(had, made_here(versions), strict=True)]
-
-        def enqueue(versions: list[FileVersion]) -> int:
-            ours = made_here([(v.path, v.identity) for v in versions])
-            new = store.enqueue([v for v, made in zip(versions, ours, strict=True) if not made])
-            self._wake()
-            return new
-
-        return Intake(watch, known=known, enqueue=enqueue, emit=self._emit, report=lambda _: None)
-
-    def _workers(self, store: Store, shared: Mapping[str, Destination], intakes: Mapping[str, Intake]) -> Workers:
-        config = self._config
-        limits = config.limits
-
-        def present(name: str) -> Callable[[], bool]:
-            return lambda: intakes[name].status().state != "outage"
-
-        def bounds(waiting: Callable[[], int]) -> Bounds:
-            return Bounds(
-                memory=Pool(limits.memory),
-                staging=Staging(config.service.staging_dir, ceiling=limits.staging, floor=limits.staging_free),
-                compress_threads=limits.compress_threads,
-                cpus=len(os.sched_getaffinity(0)),
-                waiting=waiting,
-            )
-
-        lanes = {
-            name: build.lane(config, watch, shared, self._emit, present(name)) for name, watch in config.watches.items()
+    def _new_crew(self, store: Store) -> Crew:
+        now = time.time()
+        self._destinations = {
+            name: self._destinations.get(name, {"state": "unused", "error": "", "since": now})
+            for name in self._config.destinations
         }
-        return Workers(store, bounds, lanes, limits.files, self._emit)
+        crew = Crew(self._config, store, self._emit)
+        crew.start()
+        crew.wait_for_first_scans(5.0)
+        return crew
 
     def _ready(self, store: Store, recovered: int) -> None:
-        store.report(
-            "service",
-            {
-                "pid": os.getpid(),
-                "version": quaymaster.__version__,
-                "started_at": time.time(),
-                "state": "running",
-                "config_digest": self._config.digest,
-            },
-        )
+        self._report_service(store)
         watches = _many(len(self._config.watches), "directory", "directories")
         again = f", {_many(recovered, 'job continues', 'jobs continue')} after an interruption" if recovered else ""
-        self._emit(
-            Event(
-                "started",
-                f"quaymaster {quaymaster.__version__} watches {watches}{again}",
-                Level.NOTICE,
-            )
-        )
+        self._emit(Event("started", f"quaymaster {quaymaster.__version__} watches {watches}{again}", Level.NOTICE))
         notify("READY=1", "STATUS=watching")
 
+    def _report_service(self, store: Store) -> None:
+        said = {"pid": os.getpid(), "version": quaymaster.__version__, "started_at": time.time(), "state": "running"}
+        store.report("service", said | {"config_digest": self._config.digest})
+
     # -- while it runs --
+
+    def _reload(self, store: Store, crew: Crew) -> Crew:
+        """Serve the configuration as it is now, if it is right; what runs goes on as it began."""
+        self._reload_wanted = False
+        self._woken.clear()
+        notify("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}", "STATUS=reading the configuration")
+        try:
+            new = self._load()
+            self._refuse_moved_state(new)
+        except ConfigError as error:
+            for problem in error.problems:
+                self._emit(Event("config-refused", problem, Level.ERROR))
+            kept = "the new configuration is wrong: the earlier one stays in effect"
+            self._emit(Event("config-kept", kept, Level.ERROR))
+            notify("READY=1", f"STATUS={kept}")
+            return crew
+        self._config = new
+        self._warn_of_disk()
+        store.note("config-changed", {"config": new.digest})
+        crew.retire()
+        self._retired = [old for old in [*self._retired, crew] if old.running]
+        crew = self._new_crew(store)
+        self._report_service(store)
+        watches = _many(len(new.watches), "directory", "directories")
+        self._emit(Event("config-reloaded", f"the configuration was read again; watches {watches}", Level.NOTICE))
+        notify("READY=1", "STATUS=watching")
+        return crew
+
+    def _refuse_moved_state(self, new: Config) -> None:
+        for key in ("state_dir", "staging_dir"):
+            if getattr(new.service, key) != getattr(self._config.service, key):
+                where = new.where("service", key)
+                raise ConfigError([f"{where}: [service] {key}: cannot change while the service runs; restart it"])
 
     def _emit(self, event: Event) -> None:
         """Every event passes here: to the operator, and into what ``status`` says of the destinations."""
@@ -230,28 +217,30 @@ class Daemon:
             back = f"destination {name} works again after {lasted:.0f} s"
             self._tell(Event("destination-back", back, Level.NOTICE, destination=name))
 
-    def _rescan_changed(self, intakes: list[Intake]) -> None:
+    def _rescan_changed(self, crew: Crew) -> None:
         now = time.monotonic()
-        for intake in intakes:
-            if intake.name in self._changed and now - self._rescanned.get(intake.name, -_RESCAN_AFTER) >= _RESCAN_AFTER:
-                self._changed.discard(intake.name)
-                self._rescanned[intake.name] = now
+        for name, intake in crew.intakes.items():
+            if name in self._changed and now - self._rescanned.get(name, -_RESCAN_AFTER) >= _RESCAN_AFTER:
+                self._changed.discard(name)
+                self._rescanned[name] = now
                 intake.rescan()
 
-    def _report(self, store: Store, workers: Workers, intakes: list[Intake]) -> None:
+    def _report(self, store: Store, crew: Crew) -> None:
         """Leave in the store what changed since the last time; an idle service writes nothing."""
-        said: dict[str, dict[str, Any]] = {f"watch:{i.name}": _of_watch(i.status()) for i in intakes}
+        self._retired = [old for old in self._retired if old.running]
+        running = {number: job for each in [*self._retired, crew] for number, job in each.running.items()}
+        said: dict[str, dict[str, Any]] = {f"watch:{n}": _of_watch(i.status()) for n, i in crew.intakes.items()}
         said |= {f"destination:{name}": dict(body) for name, body in self._destinations.items()}
         said["progress"] = {
             "jobs": {
                 str(number): {
-                    "stage": r.stage.value,
-                    "source_bytes": r.source_bytes,
-                    "size": r.job.version.size,
-                    "stored_bytes": r.stored_bytes,
-                    "since": r.since,
+                    "stage": job.stage.value,
+                    "source_bytes": job.source_bytes,
+                    "size": job.job.version.size,
+                    "stored_bytes": job.stored_bytes,
+                    "since": job.since,
                 }
-                for number, r in list(workers.running.items())
+                for number, job in running.items()
             }
         }
         with suppress(StoreError):  # a full disk is told by those who have something to lose
@@ -259,19 +248,18 @@ class Daemon:
                 if self._reported.get(name) != body or (name == "progress" and body["jobs"]):
                     store.report(name, body)
                     self._reported[name] = body
-        running = len(workers.running)
-        notify(f"STATUS={running} running" if running else "STATUS=idle, watching")
+        notify(f"STATUS={len(running)} running" if running else "STATUS=idle, watching")
 
     # -- stop --
 
-    def _shut_down(self, store: Store, workers: Workers, intakes: list[Intake]) -> bool:
+    def _shut_down(self, store: Store, crew: Crew) -> bool:
         """Finish or checkpoint what runs within ``stop_timeout``; True when every thread ended."""
         timeout = self._config.service.stop_timeout
         notify("STOPPING=1", "STATUS=finishing what runs", f"EXTEND_TIMEOUT_USEC={int((timeout + 15) * 1e6)}")
-        running = _many(len(workers.running), "file")
+        running = _many(sum(len(each.running) for each in [*self._retired, crew]), "file")
         self._emit(Event("stopping", f"stopping; {running} in flight may take {timeout:.0f} s", Level.NOTICE))
-        ended = [intake.stop(2.0) for intake in intakes]
-        finished = workers.stop(timeout)
+        deadline = time.monotonic() + timeout
+        ended = [each.stop(max(0.1, deadline - time.monotonic())) for each in [crew, *self._retired]]
         open_jobs = sum(
             number for states in store.counts().values() for state, (number, _) in states.items() if not state.final
         )
@@ -281,7 +269,7 @@ class Daemon:
         self._tell.tick(last=True)
         left = _many(open_jobs, "job stays", "jobs stay")
         self._emit(Event("stopped", f"stopped; {left} in the queue", Level.NOTICE))
-        return finished and all(result is not False for result in ended)
+        return all(ended)
 
 
 def _many(number: int, one: str, more: str = "") -> str:
@@ -292,21 +280,3 @@ def _of_watch(status: WatchStatus) -> dict[str, Any]:
     body = asdict(status)
     body.pop("heartbeat", None)  # it changes all the time and means something in this process only
     return body
-
-
-@contextmanager
-def _signals(stop: Callable[[], None]) -> Iterator[None]:
-    """SIGTERM, SIGINT and a closed terminal stop the service in order; a second one ends it at once."""
-
-    def on_signal(number: int, _frame: object) -> None:
-        signal.signal(number, signal.SIG_DFL)
-        stop()
-
-    ignore_lease_breaks()
-    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-    earlier = {number: signal.signal(number, on_signal) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in earlier.items():
-            signal.signal(number, handler)

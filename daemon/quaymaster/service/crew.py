@@ -1,0 +1,140 @@
+"""The parts that serve one configuration: destinations, intakes, workers. A reload replaces the whole crew."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Sequence
+
+from quaymaster.config import Config, Watch
+from quaymaster.destinations.base import Destination
+from quaymaster.destinations.directory import etag_of
+from quaymaster.intake.intake import Intake
+from quaymaster.keys import escape
+from quaymaster.model import Emit, FileVersion, Identity
+from quaymaster.pipeline.budget import Pool, Staging
+from quaymaster.pipeline.transfer import Bounds
+from quaymaster.pipeline.worker import Running, Workers
+from quaymaster.service import build
+from quaymaster.store import Store
+
+_INTAKE_STOP = 2.0
+"""Seconds that a watch has to stop; one that takes longer hangs in its filesystem and is left behind."""
+
+
+class Crew:
+    """Built, but doing nothing until :meth:`start`."""
+
+    def __init__(self, config: Config, store: Store, emit: Emit) -> None:
+        self.config = config
+        self._store = store
+        self._emit = emit
+        self._destinations = self._shared_destinations()
+        self.intakes = {watch.name: self._intake(watch) for watch in config.watches.values()}
+        self._noticing: list[Intake] = []
+        self._workers = self._make_workers()
+
+    @property
+    def running(self) -> dict[int, Running]:
+        """What each job in flight is doing."""
+        return dict(self._workers.running)
+
+    def start(self) -> None:
+        self._noticing = list(self.intakes.values())
+        for intake in self._noticing:
+            intake.start()
+        self._workers.start()
+
+    def wait_for_first_scans(self, timeout: float) -> None:
+        """Until each watch has begun its first scan, or ``timeout`` seconds: a dead mount holds nobody up."""
+        end = time.monotonic() + timeout
+        for intake in self.intakes.values():
+            intake.first_scan_started.wait(max(0.0, end - time.monotonic()))
+
+    def stop(self, timeout: float) -> bool:
+        """Let what runs finish for ``timeout`` seconds, then put it back into the queue. True when every thread
+        ended."""
+        noticed = self._stop_intakes()
+        finished = self._workers.stop(timeout)
+        self._close()
+        return noticed and finished
+
+    def retire(self) -> None:
+        """Notice and claim nothing more, and end by itself when what runs is finished. Returns at once."""
+        self._stop_intakes()
+        self._workers.retire()
+        threading.Thread(target=self._close_when_done, name="retire", daemon=True).start()
+
+    def _stop_intakes(self) -> bool:
+        ended = [intake.stop(_INTAKE_STOP) for intake in self._noticing]
+        self._noticing = []
+        return all(ended)
+
+    def _close_when_done(self) -> None:
+        while self._workers.running:
+            time.sleep(1.0)
+        self._close()
+
+    def _close(self) -> None:
+        for destination in self._destinations.values():
+            destination.close()
+
+    # -- building --
+
+    def _shared_destinations(self) -> dict[str, Destination]:
+        said = self._store.reports()
+        found = {}
+        for name in self.config.destinations:
+            destination = build.destination(
+                self.config,
+                name,
+                self._emit,
+                pins=said.get(f"pins:{name}", (0.0, {}))[1],
+                on_pins=lambda pins, name=name: self._store.report(f"pins:{name}", pins),  # type: ignore[misc]
+            )
+            if destination is not None:
+                found[name] = destination
+        return found
+
+    def _intake(self, watch: Watch) -> Intake:
+        store, beside = self._store, build.beside(self.config, watch)
+
+        def made_here(versions: Sequence[tuple[bytes, Identity]]) -> list[bool]:
+            """Which of these are compressed copies that we put beside their sources: not sources themselves."""
+            objects = [(escape(path), etag_of(v.inode, v.mtime_ns)) for path, v in versions]
+            found = [store.put_there_by_us(destination, objects) for destination in beside]
+            return [any(ours) for ours in zip(*found, strict=True)] if found else [False] * len(versions)
+
+        def known(name: str, versions: Sequence[tuple[bytes, Identity]]) -> list[bool]:
+            had = store.known(name, versions)
+            return [a or b for a, b in zip(had, made_here(versions), strict=True)]
+
+        def enqueue(versions: list[FileVersion]) -> int:
+            ours = made_here([(v.path, v.identity) for v in versions])
+            new = store.enqueue([v for v, made in zip(versions, ours, strict=True) if not made])
+            self._workers.wake()
+            return new
+
+        return Intake(watch, known=known, enqueue=enqueue, emit=self._emit, report=lambda _: None)
+
+    def _make_workers(self) -> Workers:
+        config, limits = self.config, self.config.limits
+
+        def present(name: str) -> Callable[[], bool]:
+            return lambda: self.intakes[name].status().state != "outage"
+
+        def bounds(waiting: Callable[[], int]) -> Bounds:
+            return Bounds(
+                memory=Pool(limits.memory),
+                staging=Staging(config.service.staging_dir, ceiling=limits.staging, floor=limits.staging_free),
+                compress_threads=limits.compress_threads,
+                cpus=len(os.sched_getaffinity(0)),
+                waiting=waiting,
+            )
+
+        lanes = {
+            name: build.lane(config, watch, self._destinations, self._emit, present(name))
+            for name, watch in config.watches.items()
+        }
+        return Workers(self._store, bounds, lanes, limits.files, self._emit)
