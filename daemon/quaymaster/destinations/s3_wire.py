@@ -1,7 +1,7 @@
 """The one place that speaks to the AWS library: a client made at first use, and its exceptions as ours.
 
-Only botocore is used: the requests are the low-level S3 operations, and boto3's transfer manager on top of it would
-bring a second opinion about parts, retries and checksums (and 3 MB). It is imported when the first request is made,
+boto3 gives the client; its transfer manager is not used: the requests are the low-level operations, and the manager
+would bring a second opinion about parts, retries and checksums. boto3 is imported when the first request is made,
 so that an idle service stays small.
 """
 
@@ -187,7 +187,7 @@ class Wire:
             return self._client
 
     def _connect(self) -> S3Client:
-        import botocore.session
+        import boto3.session
         from botocore.config import Config
 
         settings = self.settings
@@ -210,7 +210,7 @@ class Wire:
             tcp_keepalive=True,
             user_agent_extra=f"quaymaster/{__version__}",
         )
-        client: S3Client = botocore.session.Session().create_client(  # type: ignore[assignment]
+        return boto3.session.Session().client(
             "s3",
             endpoint_url=settings.endpoint_url,
             region_name=settings.region or ("us-east-1" if settings.endpoint_url else None),
@@ -220,7 +220,6 @@ class Wire:
             aws_session_token=given.session_token if given else None,
             config=config,
         )
-        return client
 
     def _translate(self, error: Exception, where: str) -> TransferError | None:
         """None: not an error of the library or the network, but a fault of ours, which must not be disguised."""
