@@ -435,7 +435,7 @@ def test_a_filesystem_that_refuses_direct_reads_only_when_reading(
 
 def test_the_sweep_removes_only_what_a_dead_process_of_this_host_left(place: DirectoryPlace) -> None:
     dead = subprocess.run(
-        [sys.executable, "-c", "from quaymaster.destinations.directory import own_tag; print(own_tag())"],
+        [sys.executable, "-c", "from quaymaster.destinations.owner import own_tag; print(own_tag())"],
         capture_output=True, text=True, check=True,
     ).stdout.strip()  # fmt: skip
     destination = place.make()
@@ -454,7 +454,7 @@ def test_the_sweep_removes_only_what_a_dead_process_of_this_host_left(place: Dir
 
 
 def test_the_tag_tells_two_hosts_and_two_processes_apart() -> None:
-    host, process, started = directory_module.own_tag().split("-")
+    host, process, started = own_tag().split("-")
     assert (int(process), len(host)) == (os.getpid(), 8)
     assert int(started) > 0
     assert socket.gethostname() not in host

@@ -350,3 +350,23 @@ def test_a_parts_reply_that_names_other_bytes(s3: S3Place, proxied: FaultProxy) 
     with pytest.raises(Unreachable):
         deliver(destination, "a", bytes_of(2 * PART))
     assert s3.everything() == []
+
+
+def test_memory_is_given_back_after_an_upload(s3: S3Place) -> None:
+    """An idle service stays small: 60 MiB of buffers must not stay with the C library."""
+    code = (
+        "import sys; from contract.places import *\n"
+        "def rss(): return int(open('/proc/self/statm').read().split()[1]) * os.sysconf('SC_PAGE_SIZE') >> 20\n"
+        "destination = S3(Settings(*sys.argv[1:]), credentials=Keys, emit=print)\n"
+        "destination.check(); before = rss()\n"
+        "upload = destination.begin(Put('a', 16 * PART)); whole = hashlib.sha256()\n"
+        "for number in range(16):\n"
+        "    data = bytes_of(PART, number); whole.update(data); upload.write(data)\n"
+        "upload.publish(Digests(16 * PART, whole.hexdigest()), {})\n"
+        "print(rss() - before)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, s3.settings.prefix, str(s3.settings.endpoint_url)],
+        capture_output=True, text=True, cwd=Path(__file__).parents[1], check=True,
+    )  # fmt: skip
+    assert int(done.stdout) < 20

@@ -20,12 +20,16 @@ Behaviour such as retries of whole jobs, bandwidth limits and dry runs is added 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from quaymaster.model import Digests, Stored
+
+
+def _unnoted(token: str) -> None:
+    """For uploads whose traces nobody will look for after a crash."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +46,9 @@ class Put:
     mtime_ns: int = 0
     mode: int = 0o644
     """Permission bits of the source. A directory keeps mtime and mode on the file itself."""
+    note: Callable[[str], None] = _unnoted
+    """Told ``Upload.resume_token`` before the upload leaves its first trace, and when the token becomes another one.
+    The token is durable when this returns; what it raises comes out unchanged."""
 
 
 class Upload(Protocol):
@@ -62,7 +69,7 @@ class Upload(Protocol):
     @property
     def resume_token(self) -> str:
         """What :meth:`Destination.abandon` needs to remove this upload after a crash; empty while there is nothing to
-        remove: before the first bytes are sent, after publish, and after an abort that could remove everything."""
+        remove: before the first trace, after publish, and after an abort that could remove everything."""
         ...
 
     def abort(self) -> None:

@@ -23,7 +23,6 @@ import hashlib
 import os
 import re
 import secrets
-import socket
 import stat
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -33,6 +32,7 @@ from quaymaster import keys
 from quaymaster.destinations import disk
 from quaymaster.destinations.base import Put
 from quaymaster.destinations.disk import disk_errors
+from quaymaster.destinations.owner import TAG, is_dead, own_tag
 from quaymaster.errors import (
     Conflict,
     IntegrityError,
@@ -44,7 +44,7 @@ from quaymaster.errors import (
 from quaymaster.model import Digests, Emit, Event, Level, Stored, shown
 
 _WRITE_BEHIND = 64 << 20  # bytes; after so many, write-back is started and what is clean leaves the cache
-_PART = re.compile(rb"\.qm-([0-9a-f]{8})-(\d{1,10})-(\d{1,20})-[^/]+\.part")
+_PART = re.compile(rb"\.qm-%b-[^/]+\.part" % TAG.encode())
 _READ_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 _WAYS = {
@@ -53,21 +53,6 @@ _WAYS = {
     "claim": "has neither hard links nor RENAME_NOREPLACE: no quaymaster overwrites another's file, but a file that "
     "another program makes in the very moment of publication could be",
 }
-
-
-def own_tag() -> str:
-    """Host, process and its start time: names the writer of a part, so that a dead one's can be told."""
-    host = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
-    return f"{host}-{os.getpid()}-{_started(os.getpid())}"
-
-
-def _started(process: int) -> int:
-    """Start time of a process in clock ticks since boot (proc_pid_stat(5), field 22), 0 if there is none."""
-    try:
-        with open(f"/proc/{process}/stat", "rb") as file:
-            return int(file.read().rpartition(b")")[2].split()[19])
-    except (OSError, ValueError, IndexError):
-        return 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,10 +231,7 @@ class Directory:
         return removed
 
     def _is_dead(self, part: bytes) -> bool:
-        found = _PART.fullmatch(part)
-        assert found is not None
-        host, process, started = found.group(1).decode(), int(found.group(2)), int(found.group(3))
-        return host == self._tag.split("-")[0] and _started(process) != started
+        return is_dead(part.removeprefix(b".qm-").decode(errors="replace"))
 
     def check(self) -> list[str]:
         body = b"quaymaster\n" * 3
@@ -346,10 +328,11 @@ class DirectoryUpload:
         self._made = made
         self._part = home.part_name()
         self._where = home.where(put.key)
-        self._file = os.open(self._part, disk.NEW_FLAGS, 0o600, dir_fd=directory)
-        self._directory = directory
         self._written = self._started = 0
         self._left_behind = False
+        self._directory = directory
+        put.note(self.resume_token)
+        self._file = os.open(self._part, disk.NEW_FLAGS, 0o600, dir_fd=directory)
 
     @property
     def resume_token(self) -> str:

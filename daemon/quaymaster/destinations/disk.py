@@ -48,7 +48,9 @@ def _disk_error(error: OSError, where: str) -> TransferError:
     match error.errno:
         case errno.ENOSPC | errno.EDQUOT:
             return OutOfSpace(f"There is no room for {where} ({reason})", "Free space there; it is tried again")
-        case errno.EROFS | errno.EACCES | errno.EPERM:
+        case errno.EROFS:
+            return PermissionDenied(f"{where} cannot be written ({reason})", "Mount it writable, then retry the job")
+        case errno.EACCES | errno.EPERM:
             return PermissionDenied(
                 f"{where} cannot be written or read ({reason})",
                 "Let the service's user do so there, then retry the job",

@@ -12,6 +12,7 @@ import random
 import secrets
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -20,8 +21,10 @@ from urllib.parse import urlencode
 
 from quaymaster import keys
 from quaymaster.destinations.base import Put
+from quaymaster.destinations.owner import own_tag
+from quaymaster.destinations.s3_claim import Claim
 from quaymaster.destinations.s3_objects import Objects
-from quaymaster.destinations.s3_probe import Capabilities, Probe
+from quaymaster.destinations.s3_probe import Capabilities, Probe, remove_left
 from quaymaster.destinations.s3_upload import LARGEST_OBJECT, Plan, S3Upload, abort_upload, part_size_for
 from quaymaster.destinations.s3_wire import Credentials, Settings, Wire
 from quaymaster.errors import IntegrityError, NameRefused, NotSupported, PermissionDenied, TransferError
@@ -73,6 +76,8 @@ class S3:
         self._clock, self._token, self._jitter = clock, token, jitter
         self._objects = Objects(Wire(settings, credentials=credentials, connections=parts * files))
         self._lock = threading.Lock()
+        self._uploads: weakref.WeakSet[S3Upload] = weakref.WeakSet()
+        self._uploads_lock = threading.Lock()
         self._able: Capabilities | None = None
         self._lost: list[str] = []
         self._examined = 0.0
@@ -96,7 +101,10 @@ class S3:
         # AWS itself decides between two completions in one step ("the first writer wins", S3 user guide).
         claims = bool(self._settings.endpoint_url) and able.create == "atomic" and able.remove != "denied"
         plan = replace(self._plan(put.size_bound), claims=claims)
-        return S3Upload(self._objects, put, plan, able, self._emit, self._weakened, self._jitter, self._token)
+        upload = S3Upload(self._objects, put, plan, able, self._emit, self._weakened, self._jitter, self._token)
+        with self._uploads_lock:
+            self._uploads.add(upload)
+        return upload
 
     def stat(self, key: str) -> Stored | None:
         return self._objects.head(key)
@@ -112,7 +120,13 @@ class S3:
     def abandon(self, token: str) -> bool:
         try:
             told = json.loads(token)
-            abort_upload(self._objects, str(told["key"]), str(told["upload_id"]))
+            key, upload_id = str(told["key"]), str(told["upload_id"])
+            if upload_id:
+                abort_upload(self._objects, key, upload_id)
+            elif not self._abort_all(key):
+                return False
+            bare = key.removeprefix(self._settings.prefix)
+            Claim(self._objects, bare, str(told.get("claim", "")), level="", atomic=False).withdraw()
         except (ValueError, TypeError, KeyError):
             pass  # not one of ours
         except TransferError as error:
@@ -121,11 +135,23 @@ class S3:
             return False
         return True
 
-    def unfinished(self) -> Iterator[Unfinished]:
-        """Every multipart upload under the prefix that was begun and not finished, by whomever."""
+    def _abort_all(self, key: str) -> bool:
+        """Abort the uploads of one (whole) key: whether one was made by a request that a crash cut off, only the
+        server's list tells. False while another of ours is under way."""
+        for upload in self.unfinished(key):
+            with self._uploads_lock:
+                if any(sending.is_sending(key) for sending in self._uploads):
+                    return False
+            told = json.loads(upload.token)
+            if told["key"] == key:
+                abort_upload(self._objects, key, told["upload_id"])
+        return True
+
+    def unfinished(self, prefix: str = "") -> Iterator[Unfinished]:
+        """Every multipart upload under the (whole) prefix that was begun and not finished, by whomever."""
         wire, marker = self._objects.wire, dict[str, Any]()
         while True:
-            answer = wire.call("list_multipart_uploads", Prefix=self._settings.prefix, **marker)
+            answer = wire.call("list_multipart_uploads", Prefix=prefix or self._settings.prefix, **marker)
             for upload in answer.get("Uploads", []):
                 token = json.dumps({"key": upload["Key"], "upload_id": upload["UploadId"]})
                 key = upload["Key"].removeprefix(self._settings.prefix)
@@ -153,7 +179,7 @@ class S3:
         import hashlib
 
         digests = Digests(len(body), hashlib.sha256(body).hexdigest())
-        upload = self.begin(Put(f"{PROBE_FOLDER}/{self._token()}", len(body)))
+        upload = self.begin(Put(f"{PROBE_FOLDER}/{own_tag()}-{self._token()}", len(body)))
         upload.write(body)
         stored = upload.publish(digests, {"quaymaster-sha256": digests.sha256})
         try:
@@ -219,8 +245,10 @@ class S3:
             return self._able
 
     def _examine(self) -> None:
-        folder = f"{self._settings.prefix}{PROBE_FOLDER}/{self._token()}/"
-        able = Probe(self._objects.wire, folder, self._options()).run()
+        root = f"{self._settings.prefix}{PROBE_FOLDER}/"
+        able = Probe(self._objects.wire, f"{root}{own_tag()}-{self._token()}/", self._options()).run()
+        if able.remove != "denied":
+            remove_left(self._objects.wire, root)
         self._able, self._examined = able, self._clock()
         self._lost = able.downgrades(self._pins)
         if self._lost:

@@ -11,7 +11,7 @@ import hashlib
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from typing import Any
 
@@ -35,7 +35,7 @@ class Claim:
     """Which digest the endpoint checks (Capabilities.put_checked)."""
     atomic: bool
     """Whether it heeds If-Match on DELETE."""
-    stop: threading.Event
+    stop: threading.Event = field(default_factory=threading.Event)
 
     @contextmanager
     def held(self, expected_etag: str) -> Iterator[None]:
@@ -58,6 +58,15 @@ class Claim:
             yield
         finally:
             self._remove(claim)
+
+    def withdraw(self) -> None:
+        """Remove what an earlier process left of this very claim."""
+        try:
+            head = self._call("head_object")
+        except AbsentError:
+            return
+        if head.get("Metadata", {}).get("claim") == self.token:
+            self._remove(head)
 
     @property
     def _name(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import json
 import threading
@@ -91,7 +92,7 @@ class _Expected:
         return None
 
 
-@dataclass
+@dataclass(eq=False)
 class S3Upload:
     """The :class:`~quaymaster.destinations.base.Upload` of S3.
 
@@ -111,6 +112,7 @@ class S3Upload:
     _buffer: bytearray = field(default_factory=bytearray)
     _size: int = 0
     _upload_id: str = ""
+    _begun: bool = False
     _pool: ThreadPoolExecutor | None = None
     _sent: list[Future[_Part]] = field(default_factory=list)
     _failure: Exception | None = None
@@ -129,10 +131,15 @@ class S3Upload:
 
     @property
     def resume_token(self) -> str:
-        """Names the unfinished upload for :meth:`S3.abandon`; empty while and once there is none."""
-        if not self._upload_id or (self._closed and not self._left_behind):
+        """Names the unfinished upload for :meth:`S3.abandon`; empty while and once there is none. Its number is not
+        known while the server's answer to its creation is not."""
+        if not self._begun or (self._closed and not self._left_behind):
             return ""
-        return json.dumps({"key": self._key, "upload_id": self._upload_id})
+        return json.dumps({"key": self._key, "upload_id": self._upload_id, "claim": self._token})
+
+    def is_sending(self, key: str) -> bool:
+        """Whether this may have a multipart upload of the (whole) key, and has not ended."""
+        return self._begun and not self._closed and self._key == key
 
     def write(self, data: bytes | memoryview) -> None:
         rest = memoryview(data).cast("B")
@@ -161,6 +168,7 @@ class S3Upload:
         self._forget_parts()
 
     def _forget_parts(self) -> None:
+        self._left_behind = self._begun and not self._upload_id
         if self._upload_id:
             try:
                 self._tried(lambda: abort_upload(self.objects, self._key, self._upload_id))
@@ -190,8 +198,11 @@ class S3Upload:
     def _create(self) -> None:
         algorithm = {"ChecksumAlgorithm": "SHA256"} if self.able.part_checked == "sha256" else {}
         fixed = self._fixed(self.put.metadata)
+        self._begun = True
+        self.put.note(self.resume_token)
         answer = self._tried(lambda: self.objects.wire.call("create_multipart_upload", self._key, **algorithm, **fixed))
         self._upload_id = str(answer["UploadId"])
+        self.put.note(self.resume_token)
         self._pool = ThreadPoolExecutor(self.plan.threads, thread_name_prefix="s3-part")
 
     def _send(self, number: int, body: bytearray) -> _Part:
@@ -415,9 +426,15 @@ class S3Upload:
         return " and was removed again"
 
     def _release(self) -> None:
+        self._buffer = bytearray()
         if self._pool:
             self._pool.shutdown(wait=True, cancel_futures=True)
-        self._buffer = bytearray()
+            self._pool = None
+            self._sent.clear()
+            # glibc keeps freed buffers for itself: an idle service would hold 150 MB. (musl has no such call.)
+            trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+            if trim:
+                trim(0)
 
     def _tell(self, kind: str, message: str, level: Level) -> None:
         self.emit(Event(kind, message, level, destination=self.objects.wire.settings.name))

@@ -36,6 +36,9 @@ class Pool:
         """Hold ``amount`` bytes, waiting for them as long as needed. One that is larger than the whole pool waits to
         be alone. Raises Cancelled."""
         amount = min(amount, self.ceiling)
+        if not amount:  # nothing is wanted, so nobody is waited for
+            yield
+            return
         with self._changed:
             mine, self._next = self._next, self._next + 1
             try:

@@ -57,7 +57,8 @@ class Bounds:
 
     memory: Pool
     staging: Staging
-    compress_threads: int
+    compressing: Pool
+    """Threads that compress, all files together."""
     cpus: int
     waiting: Callable[[], int]
     """How many files are in flight or wait now; decides the layout of threads."""
@@ -173,7 +174,8 @@ class Transfer:
             return
         chosen = [(name, self.route.destinations[name]) for name in names]
         need = codec.memory_needed(recipe, source.size) + sum(d.memory_needed(bound) for _, d in chosen)
-        with self.bounds.memory.lend(need, self.cancelled):
+        threads = recipe.threads if plan.compression is not Compression.NONE else 0
+        with self.bounds.compressing.lend(threads, self.cancelled), self.bounds.memory.lend(need, self.cancelled):
             if not source.known_sha256 and any(d.metadata_first(bound) for _, d in chosen):
                 source.known_sha256 = source.digest(self.cancelled)
             self._legs = [_Leg(name, destination) for name, destination in chosen]
@@ -181,14 +183,7 @@ class Transfer:
                 for leg in self._legs:
                     self._guarded(leg, lambda leg=leg: self._begin(leg, source, plan))  # type: ignore[misc]
                 self._raise_if_all_failed()
-                encoded = codec.encode(
-                    source.pieces(self.cancelled),
-                    self._write,
-                    recipe,
-                    size=source.size,
-                    progress=lambda r, w: self.progress(Stage.TRANSFER, r, w),
-                    cancelled=self.cancelled,
-                )
+                encoded = self._encode(source, recipe)
                 self._check_source(source, encoded.source)
                 self.progress(Stage.PUBLISH, encoded.source.size, encoded.stored.size)
                 for leg in self._legs:
@@ -198,14 +193,29 @@ class Transfer:
                     self._abort(leg)
         self._raise_worst()
 
+    def _encode(self, source: reader.Reader, recipe: codec.Recipe) -> codec.Encoded:
+        try:
+            return codec.encode(
+                source.pieces(self.cancelled),
+                self._write,
+                recipe,
+                size=source.size,
+                progress=lambda r, w: self.progress(Stage.TRANSFER, r, w),
+                cancelled=self.cancelled,
+            )
+        except IntegrityError:
+            self._require_unchanged(source)  # what is shorter or longer than it was has changed: no damage
+            raise
+
     def _recipe(self, source: reader.Reader, plan: _Plan) -> codec.Recipe:
         wanted = self.route.watch.compress
+        others = max(0, self.bounds.waiting() - 1)
+        threads = self.bounds.compressing.ceiling
+        if plan.compression is not Compression.NONE:
+            # So many files at most are compressed at once, and share the threads.
+            others, threads = min(others, threads - 1), max(1, threads // (others + 1))
         layout, threads = codec.choose_layout(
-            plan.compression,
-            source.size,
-            waiting=self.bounds.waiting(),
-            cpus=self.bounds.cpus,
-            threads=self.bounds.compress_threads,
+            plan.compression, source.size, waiting=others, cpus=self.bounds.cpus, threads=threads
         )
         return codec.Recipe(
             compression=plan.compression,
@@ -225,6 +235,7 @@ class Transfer:
             replace=older,
             mtime_ns=self._version.identity.mtime_ns,
             mode=source.mode,
+            note=lambda token: self._note(leg, token),
         )
         leg.upload = leg.destination.begin(put)
 
@@ -284,13 +295,11 @@ class Transfer:
     def _write_to(self, leg: _Leg, data: bytes | memoryview) -> None:
         assert leg.upload is not None
         leg.upload.write(data)
-        if not leg.token:
-            self._note(leg, leg.upload.resume_token)
 
     def _note(self, leg: _Leg, token: str) -> None:
-        if token and token != leg.token:
+        if token != leg.token:
+            self.store.begin_upload(self.job, leg.name, token, instead_of=leg.token)
             leg.token = token
-            self.store.begin_upload(self.job, leg.name, token)
 
     def _guarded(self, leg: _Leg, act: Callable[[], None]) -> None:
         """One destination's failure does not stop the others."""
@@ -305,8 +314,7 @@ class Transfer:
     def _check_source(self, source: reader.Reader, found: Digests) -> None:
         """Before anything becomes visible: the source is still the version that was read, and reads the same."""
         version = self._version
-        if not self.route.staged:
-            reader.unchanged(self.route.root, version.path, source, version.identity)
+        self._require_unchanged(source)
         if found.size != version.size:
             raise IntegrityError(
                 f"{source.shown} gave {found.size} bytes instead of {version.size}", "It is read again"
@@ -314,6 +322,10 @@ class Transfer:
         if source.known_sha256:
             what = "The staged copy" if self.route.staged else "The second reading"
             reader.same(source.known_sha256, found.sha256, f"{what} of {source.shown} differs from what was read first")
+
+    def _require_unchanged(self, source: reader.Reader) -> None:
+        if not self.route.staged:  # a copy stays as it is
+            reader.unchanged(self.route.root, self._version.path, source, self._version.identity)
 
     # -- the proof --
 

@@ -128,7 +128,7 @@ class Crew:
             return Bounds(
                 memory=Pool(limits.memory),
                 staging=Staging(config.service.staging_dir, ceiling=limits.staging, floor=limits.staging_free),
-                compress_threads=limits.compress_threads,
+                compressing=Pool(limits.compress_threads),
                 cpus=len(os.sched_getaffinity(0)),
                 waiting=waiting,
             )

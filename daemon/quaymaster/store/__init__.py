@@ -54,9 +54,15 @@ class Store:
     def checkpoint(self, job: Job, stage: Stage, left: Mapping[str, Any] | None = None) -> None:
         self._db.write(lambda t: jobs.checkpoint(t, job.id, stage, left))
 
-    def begin_upload(self, job: Job, destination: str, token: str) -> None:
-        """Remember an upload that has begun, so that it can be aborted whatever happens to this process."""
-        self._db.write(lambda t: jobs.begin_upload(t, job.id, destination, token, self._clock()))
+    def begin_upload(self, job: Job, destination: str, token: str, *, instead_of: str = "") -> None:
+        """Remember an upload that begins, so that it can be aborted whatever happens to this process; ``instead_of``
+        is the token that it had before."""
+
+        def act(t: Any) -> None:
+            jobs.end_upload(t, job.id, destination, instead_of)
+            jobs.begin_upload(t, job.id, destination, token, self._clock())
+
+        self._db.write(act)
 
     def end_upload(self, job_id: int, destination: str, token: str) -> None:
         """Nothing of this upload is left to abort."""

@@ -124,9 +124,9 @@ def claim(t: Transaction, limit: int, now: float, *, watches: Sequence[str] = ()
         [
             row[0]
             for row in t.execute(
-                "SELECT id FROM jobs WHERE watch_id = ? AND state = 'queued' AND NOT EXISTS (SELECT 1 FROM jobs AS older"
-                " WHERE older.state = 'running' AND older.watch_id = jobs.watch_id AND older.path = jobs.path)"
-                " ORDER BY id LIMIT ?",
+                "SELECT id FROM jobs WHERE watch_id = ? AND state = 'queued' AND NOT EXISTS ("
+                "SELECT 1 FROM jobs AS older WHERE older.state = 'running' AND older.watch_id = jobs.watch_id"
+                " AND older.path = jobs.path) ORDER BY id LIMIT ?",
                 (number, limit),
             )
         ]

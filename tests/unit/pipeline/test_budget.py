@@ -61,6 +61,18 @@ def test_a_large_request_is_not_starved_by_small_ones_that_come_later() -> None:
     assert order == ["large", "small"]
 
 
+def test_who_wants_nothing_waits_for_nobody() -> None:
+    pool = Pool(1)
+    with pool.lend(1, never):
+        waiting = threading.Thread(target=lambda: pool.lend(1, never).__enter__())
+        waiting.start()
+        while pool._next < 2:
+            pass
+        with pool.lend(0, never):
+            pass
+    waiting.join(10)
+
+
 def test_waiting_ends_when_the_service_stops() -> None:
     pool = Pool(10)
     with pool.lend(10, never), pytest.raises(Cancelled), pool.lend(1, lambda: True):
