@@ -22,7 +22,7 @@ PROGRAM = "quaymaster"
 DEBUG = "QUAYMASTER_DEBUG"
 COMPLETE = "_QUAYMASTER_COMPLETE"
 
-COMMANDS = ("run", "check", "config", "status", "jobs", "why", "prove")
+COMMANDS = ("run", "check", "config", "status", "jobs", "why", "prove", "audit")
 """Each is the object ``command`` of the module with its name."""
 
 

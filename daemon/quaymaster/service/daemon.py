@@ -156,7 +156,14 @@ class Daemon:
         watches = _many(len(self._config.watches), "directory", "directories")
         again = f", {_many(recovered, 'job continues', 'jobs continue')} after an interruption" if recovered else ""
         self._emit(Event("started", f"quaymaster {quaymaster.__version__} watches {watches}{again}", Level.NOTICE))
+        self._tell_custody_head(store)
         notify("READY=1", "STATUS=watching")
+
+    def _tell_custody_head(self, store: Store) -> None:
+        """An anchor outside the database: what was told here must still be there later (quaymaster audit verify)."""
+        if (head := store.custody_entry()) is not None:
+            told = f"custody log: {_many(head.seq, 'entry', 'entries')}, head {head.seq}:{head.sha256}"
+            self._emit(Event("custody-head", told, Level.NOTICE))
 
     def _report_service(self, store: Store) -> None:
         said = {"pid": os.getpid(), "version": quaymaster.__version__, "started_at": time.time(), "state": "running"}
@@ -266,6 +273,7 @@ class Daemon:
         with suppress(StoreError):
             store.note("service-stopped", {"open_jobs": open_jobs})
             store.report("service", {"pid": 0, "state": "stopped", "at": time.time()})
+            self._tell_custody_head(store)
         self._tell.tick(last=True)
         left = _many(open_jobs, "job stays", "jobs stay")
         self._emit(Event("stopped", f"stopped; {left} in the queue", Level.NOTICE))

@@ -29,8 +29,12 @@ class Lock:
                 f"Another quaymaster (process {other or 'unknown'}) uses {state_dir}",
                 "Stop it first, or give this one its own service.state_dir",
             ) from None
-        os.ftruncate(self._descriptor, 0)
-        os.pwrite(self._descriptor, b"%d\n" % os.getpid(), 0)
+        try:
+            os.ftruncate(self._descriptor, 0)
+            os.pwrite(self._descriptor, b"%d\n" % os.getpid(), 0)
+        except OSError as error:
+            os.close(self._descriptor)
+            raise _unusable(error, path) from None
 
     def release(self) -> None:
         os.close(self._descriptor)
@@ -38,7 +42,7 @@ class Lock:
 
 def _unusable(error: OSError, path: str) -> StoreError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return StoreFull(f"{path} cannot be made ({error.strerror})", "Make room there, then start again")
+        return StoreFull(f"{path} cannot be written ({error.strerror})", "Make room there, then start again")
     advice = "Give the state directory to the service's user"
     if error.errno == errno.EROFS:
         advice = "Mount it writable, or set service.state_dir to a directory that is"

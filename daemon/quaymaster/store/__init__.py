@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from quaymaster.model import FileVersion, Identity, Job, Proof, Stage, State
@@ -181,6 +181,16 @@ class Store:
         """The custody log's entries of one job, oldest first."""
         with self._db.read() as t:
             return custody.of_job(t, job.id)
+
+    def custody(self) -> Iterator[Entry]:
+        """The whole custody log, oldest first, as it stood when the first entry was asked for."""
+        with self._db.read() as t:
+            yield from custody.entries(t)
+
+    def custody_entry(self, seq: int = 0) -> Entry | None:
+        """One entry of the custody log, the last one by default."""
+        with self._db.read() as t:
+            return custody.entry(t, seq)
 
     def custody_broken_at(self) -> int | None:
         with self._db.read() as t:

@@ -71,6 +71,13 @@ def entries(t: Transaction) -> Iterator[Entry]:
         yield Entry(row["seq"], row["body"], row["sha256"])
 
 
+def entry(t: Transaction, seq: int = 0) -> Entry | None:
+    """The entry of that number, or the last one."""
+    where = "WHERE seq = ?" if seq else "ORDER BY seq DESC LIMIT 1"
+    row = t.execute(f"SELECT seq, body, sha256 FROM custody {where}", (seq,) if seq else ()).fetchone()
+    return Entry(row["seq"], row["body"], row["sha256"]) if row else None
+
+
 def broken_at(t: Transaction) -> int | None:
     """The first sequence number at which the chain does not hold, or None. Edits, deletions inside and reordering
     are found; a cut-off end is not, without a head kept elsewhere."""

@@ -57,7 +57,7 @@ def test_without_a_command_the_help_is_shown_and_the_usage_was_wrong(scene) -> N
         (["why", ""], "PATH is empty"),
         (["jobs", "show", "zero"], "'zero'"),
         (["status", "--colour"], "No such option"),
-        (["jobs", "--watch", "nobody"], "There is no watch nobody. There are sequencer"),
+        (["jobs", "--watch", "nobody"], "There is no watch nobody. The watches are: sequencer"),
         (["run", "--json"], "run has no --json"),
         (["--json", "run"], "run has no --json"),
     ],

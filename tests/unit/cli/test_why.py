@@ -137,7 +137,7 @@ def test_a_directory_counts_what_is_below_it(scene) -> None:
 def test_a_path_under_no_watch_names_the_watches(scene, command: str) -> None:
     answer = scene.run(command, "/etc/passwd")
     assert answer.code == 1
-    assert answer.err == (f"quaymaster: /etc/passwd is under no watch. The watches are sequencer ({scene.watched})\n")
+    assert answer.err == (f"quaymaster: /etc/passwd is under no watch. The watches are: sequencer ({scene.watched})\n")
     assert scene.run(command, f"{scene.watched}-not/x").code == 1
 
 
