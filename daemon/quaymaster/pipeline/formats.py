@@ -19,7 +19,7 @@ PIECE = 1 << 20
 """Source bytes handled at a time, and the largest piece that :func:`expand` yields."""
 
 CHUNK = 1 << 20
-"""Compressed bytes gathered before they are handed on."""
+"""Compressed zstd bytes handed on at a time."""
 
 _JOB = 2 << 20
 """Source bytes that one zstd thread compresses by itself. zstd's own choice is four windows (8 MiB at level 3): three
@@ -32,25 +32,22 @@ _ADVICE = "The stored copy is not what was recorded: keep the source, and look a
 
 
 class Compressor(Protocol):
-    """One frame or member in the making, like zlib's compression objects."""
+    """One frame or member in the making. What a call yields must be drawn to its end before the next call."""
 
-    def compress(self, data: bytes | memoryview, /) -> bytes: ...
+    def compress(self, data: bytes | memoryview, /) -> Iterable[bytes]: ...
 
-    def flush(self) -> bytes: ...
+    def finish(self) -> Iterable[bytes]: ...
 
 
 def new_compressor(compression: Compression, level: int, threads: int, size: int) -> Compressor:
     """A compressor for content of exactly ``size`` bytes. Its output depends on content, format, level and library
     version alone, as long as the content is always cut alike (zlib-ng's depends on that)."""
     if compression is Compression.GZIP:
-        from zlib_ng import zlib_ng
-
-        # 31: a gzip member, without name and time.
-        return cast(Compressor, zlib_ng.compressobj(level, zlib_ng.DEFLATED, 31))
+        return _Gzip(level)
     import zstandard
 
     if size <= _contexts.largest:
-        return cast(Compressor, _contexts.zstd(level).compressobj(size=size))
+        return cast(Compressor, _contexts.zstd(level).chunker(size=size, chunk_size=size + 1024))
     # Always at least one thread of its own: zstd's output depends on whether there are any, not on how many.
     parameters = zstandard.ZstdCompressionParameters(
         compression_level=level,
@@ -59,13 +56,14 @@ def new_compressor(compression: Compression, level: int, threads: int, size: int
         write_checksum=True,
         write_content_size=True,
     )
-    return cast(Compressor, zstandard.ZstdCompressor(compression_params=parameters).compressobj(size=size))
+    context = zstandard.ZstdCompressor(compression_params=parameters)
+    return cast(Compressor, context.chunker(size=size, chunk_size=CHUNK))
 
 
 def memory_needed(compression: Compression, level: int, threads: int, size: int | None) -> int:
     """An upper bound of the bytes that a compressor and the expander that checks it hold together."""
     if compression is Compression.GZIP:
-        return 6 * PIECE
+        return 4 * PIECE
     import zstandard
 
     bound = max(1, size or 1 << 40)
@@ -74,7 +72,7 @@ def memory_needed(compression: Compression, level: int, threads: int, size: int 
     tables = shape.estimated_compression_context_size()
     if bound <= _contexts.largest:
         return tables + 2 * window
-    job = max(_JOB, window)
+    job = min(max(_JOB, window), bound)
     # Each thread has its tables and the compressed form of one job; the input ring holds the jobs in flight and the
     # window before them; the expander needs one more window.
     return threads * tables + (3 * threads + 4) * job + window
@@ -83,6 +81,22 @@ def memory_needed(compression: Compression, level: int, threads: int, size: int 
 def trial(data: bytes) -> int:
     """The size of ``data`` compressed at zstd's level 1: what worth.py judges content by."""
     return len(_contexts.zstd(1).compress(data))
+
+
+class _Gzip:
+    """A member that depends on its content and level alone: no name, no time."""
+
+    def __init__(self, level: int) -> None:
+        from zlib_ng import zlib_ng
+
+        self._member = zlib_ng.compressobj(level, zlib_ng.DEFLATED, 31)
+
+    def compress(self, data: bytes | memoryview, /) -> Iterator[bytes]:
+        if made := self._member.compress(data):
+            yield made
+
+    def finish(self) -> Iterator[bytes]:
+        yield self._member.flush()
 
 
 class _Contexts(threading.local):
@@ -275,8 +289,6 @@ class _Frame:
             raise _damaged(error) from None
         if claims.content_size not in (self._size, zstandard.CONTENTSIZE_UNKNOWN):
             raise _damaged(f"they claim to hold {claims.content_size} bytes instead of {self._size}")
-        if claims.window_size > _WINDOW_BOUND:
-            raise _damaged(f"they ask for {claims.window_size} bytes of memory")
         last = 0
         while not last:
             block = int.from_bytes((yield 3), "little")

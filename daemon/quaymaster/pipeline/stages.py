@@ -90,10 +90,7 @@ class Stages:
 
     def codec_call(self, call: Callable[[], T]) -> T:
         """What ``call``, one call into the compressor, returns. CompressionFailed when it raises anything or takes
-        longer than the time limit.
-
-        A thread that comes back after the pass has ended stops here.
-        """
+        longer than the time limit."""
         self._codec = threading.current_thread(), monotonic()
         error, result = None, None
         try:
@@ -102,8 +99,6 @@ class Stages:
             error = caught
         with self._lock:
             overdue, self._codec = self._overdue(), None
-            if self._failure is not None:
-                raise Stopped
         if overdue:
             raise CompressionFailed(f"no progress for {self._timeout:g} s")
         if error is not None:

@@ -46,3 +46,12 @@ def test_what_only_an_operator_can_mend_parks_at_once() -> None:
 
 def test_a_changed_source_is_superseded_not_failed() -> None:
     assert decide(errors.SourceChanged(""), job(), lambda: 0.5).state is State.SUPERSEDED
+
+
+def test_a_wait_that_the_server_asks_for_is_kept_within_reason() -> None:
+    busy = errors.Unreachable("busy")
+    busy.retry_after = 30.0
+    assert decide(busy, job(), lambda: 1.0).wait == 30
+    assert decide(busy, job(attempts=9), lambda: 1.0).wait == 512
+    busy.retry_after = 1e9
+    assert decide(busy, job(), lambda: 1.0).wait == LONGEST_WAIT
