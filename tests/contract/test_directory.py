@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 
 from contract.places import DirectoryPlace, bytes_of, content, deliver, digests_of, race
-from quaymaster.destinations import directory as directory_module
 from quaymaster.destinations import disk
 from quaymaster.destinations.base import Put
 from quaymaster.destinations.directory import Directory
+from quaymaster.destinations.owner import own_tag
 from quaymaster.errors import (
     Conflict,
     DestinationMissing,

@@ -413,7 +413,7 @@ def test_a_probe_that_is_interrupted_leaves_nothing(through: S3Place, proxy: Fau
 def test_the_probe_is_short(through: S3Place, proxy: FaultProxy) -> None:
     destination = through.make()
     destination.begin(Put("a", 1))
-    assert len(proxy.seen) < 15
+    assert len(proxy.seen) < 17  # two of them look for what a killed process left
     seen = len(proxy.seen)
     destination.begin(Put("b", 1))
     assert len(proxy.seen) == seen  # once per process

@@ -417,7 +417,8 @@ class DirectoryUpload:
         elif (present.etag, present.size) != (old.etag, old.size) or not self._holds(old.checksum):
             return self._adopt(digests)
         else:
-            self._take_place_of(old)
+            with disk.alone(directory, self._where):
+                self._take_place_of(old)
         stored = home.present(directory, leaf, self._put.key)
         if stored is None or stored.size != digests.size:
             raise Conflict(f"{self._where} was changed by somebody else the moment it appeared", "Look at it")

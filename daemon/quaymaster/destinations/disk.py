@@ -8,6 +8,7 @@ import fcntl
 import hashlib
 import mmap
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
@@ -218,6 +219,28 @@ def identity(directory: int, name: bytes) -> tuple[int, int] | None:
 def rename_noreplace(directory: int, old: bytes, new: bytes) -> bool:
     """Rename within a directory unless ``new`` exists (FileExistsError). False: this filesystem cannot promise that."""
     return _renameat2(directory, old, new, _RENAME_NOREPLACE)
+
+
+@contextmanager
+def alone(directory: int, where: str) -> Iterator[None]:
+    """One at a time of those who replace files in this directory: of three who exchange and put back at once, two can
+    put back each other's. Lasts for a few calls of the kernel, which drops it with the process (flock(2)). Filesystems
+    that know no locks on directories (NFS) cannot exchange names either."""
+    for _ in range(500):
+        try:
+            fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except BlockingIOError:
+            time.sleep(0.01)
+        except OSError:
+            break
+    else:
+        raise Unreachable(f"Another program keeps the directory of {where} locked", "It is tried again")
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            fcntl.flock(directory, fcntl.LOCK_UN)
 
 
 def exchange(directory: int, one: bytes, other: bytes) -> bool:

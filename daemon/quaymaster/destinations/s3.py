@@ -132,7 +132,8 @@ class S3:
         except TransferError as error:
             text = f"An upload that nobody will finish could not be removed: {error}"
             self._emit(Event("upload-left-behind", text, Level.WARNING, destination=self.name))
-            return False
+            # What we may not look for is left to the bucket's own rules.
+            return isinstance(error, PermissionDenied | NotSupported)
         return True
 
     def _abort_all(self, key: str) -> bool:

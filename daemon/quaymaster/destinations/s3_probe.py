@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+from quaymaster.destinations.owner import is_dead
 from quaymaster.destinations.s3_wire import AbsentError, UploadGone, Wire
 from quaymaster.errors import (
     Conflict,
@@ -103,6 +104,20 @@ def _sha256(body: bytes | bytearray) -> bytes:
 
 def _md5(body: bytes | bytearray) -> bytes:
     return hashlib.md5(body, usedforsecurity=False).digest()
+
+
+def remove_left(wire: Wire, root: str) -> None:
+    """Remove what examinations by processes that were killed left below ``root``. What cannot be removed stays: it is
+    in nobody's way."""
+    try:
+        for upload in wire.call("list_multipart_uploads", Prefix=root).get("Uploads", []):
+            if is_dead(upload["Key"].removeprefix(root)):
+                wire.call("abort_multipart_upload", upload["Key"], "", UploadId=upload["UploadId"])
+        for item in wire.call("list_objects_v2", Prefix=root).get("Contents", []):
+            if is_dead(item["Key"].removeprefix(root)):
+                wire.call("delete_object", item["Key"], "")
+    except TransferError:
+        pass
 
 
 @dataclass

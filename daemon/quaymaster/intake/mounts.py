@@ -26,6 +26,9 @@ _NETWORK = {
 }
 _NETWORK_PREFIXES = ("fuse.", "nfs", "cifs", "smb")
 
+# Inode numbers are made up as files are met, and are others after the next mount.
+_INODES_PASS = {"fuse", "fuseblk", "davfs", "davfs2", "vfat", "msdos", "exfat"}
+
 _OCTAL = re.compile(r"\\([0-7]{3})")
 
 
@@ -39,6 +42,11 @@ class Filesystem:
     """Other machines, or a process of its own, may change it unseen by this kernel."""
     inotify: bool
     """Every change is seen by inotify; file leases tell the truth too."""
+
+    @property
+    def keeps_inodes(self) -> bool:
+        """Whether a file's inode number stays the same from one mount to the next."""
+        return self.type not in _INODES_PASS and not self.type.startswith("fuse.")
 
     def __str__(self) -> str:
         return f"{self.type} filesystem {self.device} on {self.mount_point}"

@@ -108,7 +108,7 @@ class Transfer:
         missing = [name for name in self.route.destinations if name not in done]
         if not missing:
             return
-        self._abandon_earlier()
+        nothing_left = self._abandon_earlier()
         with self._source() as source:
             for proof in done.values():  # what goes to a late destination must be what the others got
                 source.known_sha256 = source.known_sha256 or proof.source.sha256
@@ -118,6 +118,8 @@ class Transfer:
             except CompressionFailed as failure:
                 self._tell("uncompressed", f"goes as it is: {failure.reason}", Level.WARNING)
                 self._pass(source, _Plan(Compression.NONE, failure.reason), missing)
+        if not nothing_left:
+            self._abandon_earlier()  # the destination answers by now
 
     # -- the source --
 
@@ -384,12 +386,16 @@ class Transfer:
             self.store.end_upload(self.job.id, leg.name, leg.token)
             leg.token = ""
 
-    def _abandon_earlier(self) -> None:
-        """Abort what an earlier run of this job began at a destination and did not end."""
+    def _abandon_earlier(self) -> bool:
+        """Abort what an earlier run of this job began at a destination and did not end; False if some of it stays."""
+        nothing_left = True
         for job, name, token in self.store.uploads(self.job):
             destination = self.route.destinations.get(name)
             if destination is not None and destination.abandon(token):
                 self.store.end_upload(job, name, token)
+            else:
+                nothing_left = False
+        return nothing_left
 
     def _raise_if_all_failed(self) -> None:
         if all(leg.error is not None for leg in self._legs):

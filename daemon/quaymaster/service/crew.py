@@ -11,6 +11,7 @@ from quaymaster.config import Config, Watch
 from quaymaster.destinations.base import Destination
 from quaymaster.destinations.directory import etag_of
 from quaymaster.intake.intake import Intake
+from quaymaster.intake.mounts import filesystem_of
 from quaymaster.keys import escape
 from quaymaster.model import Emit, FileVersion, Identity
 from quaymaster.pipeline.budget import Pool, Staging
@@ -107,7 +108,7 @@ class Crew:
             return [any(ours) for ours in zip(*found, strict=True)] if found else [False] * len(versions)
 
         def known(name: str, versions: Sequence[tuple[bytes, Identity]]) -> list[bool]:
-            had = store.known(name, versions)
+            had = store.known(name, versions, inodes=filesystem_of(os.path.realpath(watch.path)).keeps_inodes)
             return [a or b for a, b in zip(had, made_here(versions), strict=True)]
 
         def enqueue(versions: list[FileVersion]) -> int:

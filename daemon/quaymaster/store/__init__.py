@@ -34,10 +34,10 @@ class Store:
 
     # -- intake --
 
-    def known(self, watch: str, versions: Sequence[tuple[bytes, Identity]]) -> list[bool]:
+    def known(self, watch: str, versions: Sequence[tuple[bytes, Identity]], *, inodes: bool = True) -> list[bool]:
         """Which of these versions of a watch's files are queued, delivered or given up already."""
         with self._db.read() as t:
-            return jobs.known(t, watch, versions)
+            return jobs.known(t, watch, versions, inodes=inodes)
 
     def enqueue(self, versions: Sequence[FileVersion]) -> int:
         """Make jobs of the versions that have none; how many were made."""

@@ -47,16 +47,19 @@ def watch_id(t: Transaction, name: str) -> int:
     return int(row[0])
 
 
-def known(t: Transaction, watch: str, versions: Sequence[tuple[bytes, Identity]]) -> list[bool]:
-    """Which of these versions the queue has already had. A superseded one that is back counts as new."""
+def known(t: Transaction, watch: str, versions: Sequence[tuple[bytes, Identity]], *, inodes: bool = True) -> list[bool]:
+    """Which of these versions the queue has already had. A superseded one that is back counts as new. Without
+    ``inodes`` (the filesystem does not keep their numbers) a version is told by size and mtime alone."""
     row = t.execute("SELECT id FROM watches WHERE name = ?", (watch,)).fetchone()
     if row is None:
         return [False] * len(versions)
     had = _had(t, row[0], {path for path, _ in versions})
     return [
         any(
-            state != "superseded" and tuple(version) == (signed(v.inode), v.size, v.mtime_ns)
-            for _, state, *version in had.get(path, ())
+            state != "superseded"
+            and (size, mtime_ns) == (v.size, v.mtime_ns)
+            and (inode == signed(v.inode) or not inodes)
+            for _, state, inode, size, mtime_ns in had.get(path, ())
         )
         for path, v in versions
     ]
@@ -76,8 +79,11 @@ def _enqueue(t: Transaction, watch: int, rows: list[tuple[Any, ...]], now: float
     had = _had(t, watch, {row[0] for row in rows})
     new, back, older = [], [], []
     for row in rows:
+        if row[0] not in had:
+            new.append((watch, *row, now))
+            continue
         same, others = None, []
-        for number, state, *version in had.get(row[0], ()):
+        for number, state, *version in had[row[0]]:
             if tuple(version) == row[1:]:
                 same = (number, state)
             elif state in ("queued", "waiting", "parked"):
@@ -140,11 +146,11 @@ def claim(t: Transaction, limit: int, now: float, *, watches: Sequence[str] = ()
     if not taken:
         return []
     marks = ",".join("?" * len(taken))
-    rows = t.execute(
-        f"UPDATE jobs SET state = 'running', started_at = ?, stage = 'transfer' WHERE id IN ({marks})"
-        f" RETURNING id, (SELECT name FROM watches WHERE id = watch_id), {_COLUMNS}",
-        (now, *taken),
-    ).fetchall()
+    # Two statements cost less than one with RETURNING, which keeps its rows in a table of its own.
+    t.execute(
+        f"UPDATE jobs SET state = 'running', started_at = ?, stage = 'transfer' WHERE id IN ({marks})", (now, *taken)
+    )
+    rows = t.execute(f"{_SELECT} WHERE jobs.id IN ({marks})", taken)
     found = {job.id: job for job in _jobs(rows)}
     return [found[number] for number in taken]
 

@@ -64,6 +64,13 @@ def test_local_filesystems_are_watched(type_: str) -> None:
     assert not found.network
 
 
+@pytest.mark.parametrize(
+    ("type_", "kept"), [("ext4", True), ("nfs4", True), ("cifs", True), ("fuse.sshfs", False), ("vfat", False)]
+)
+def test_where_inode_numbers_last_over_a_mount(type_: str, kept: bool) -> None:
+    assert filesystem_of("/x", f"1 0 0:1 / / rw - {type_} thing rw").keeps_inodes is kept
+
+
 def test_a_table_that_says_nothing_is_taken_as_the_worst() -> None:
     for text in ("", "nonsense", "1 2 3 - "):
         found = filesystem_of("/x", text)

@@ -90,6 +90,22 @@ def test_a_running_job_is_left_to_find_out_by_itself(store: Store) -> None:
     assert states(store) == [State.RUNNING, State.QUEUED]
 
 
+def test_a_newer_version_waits_while_the_older_one_runs(store: Store) -> None:
+    store.enqueue([version(size=1), version(b"other")])
+    older, _ = store.claim(2)
+    store.enqueue([version(size=2), version(b"other", watch="elsewhere")])
+    assert [job.version.watch for job in store.claim(5)] == ["elsewhere"]
+    store.finish(older)
+    assert [job.version.size for job in store.claim(5)] == [2]
+
+
+def test_where_inode_numbers_pass_a_version_is_told_by_size_and_time(store: Store) -> None:
+    store.enqueue([version(inode=1)])
+    again = [(b"a.fastq", version(inode=2).identity), (b"a.fastq", version(inode=1, size=11).identity)]
+    assert store.known("w", again) == [False, False]
+    assert store.known("w", again, inodes=False) == [True, False]
+
+
 def test_one_busy_watch_does_not_starve_another(store: Store) -> None:
     store.enqueue([version(b"busy-%d" % i, watch="busy", inode=i) for i in range(100)])
     store.enqueue([version(watch="quiet")])
