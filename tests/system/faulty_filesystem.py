@@ -1,0 +1,144 @@
+"""A filesystem that fails as it is told: a FUSE passthrough to a directory, in a process of its own.
+
+``FaultyFilesystem`` is for tests; run as a program, this module is that process.
+"""
+
+from __future__ import annotations
+
+import ctypes.util
+import errno
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+
+def reason_to_skip() -> str:
+    """Why there can be none on this machine, or an empty string."""
+    if not os.path.exists("/dev/fuse"):
+        return "there is no /dev/fuse"
+    if os.geteuid() != 0 and not shutil.which("fusermount3"):
+        return "fusermount3 is not installed"
+    if not ctypes.util.find_library("fuse3"):
+        return "libfuse3 is not installed"
+    if not importlib.util.find_spec("mfusepy"):
+        return "mfusepy is not installed"
+    return ""
+
+
+class FaultyFilesystem:
+    """Mounts ``below``/seen, which shows ``below``/held. Files put into ``held`` are there without its ado."""
+
+    def __init__(self, below: Path) -> None:
+        self.held, self.seen, self._faults = below / "held", below / "seen", below / "faults.json"
+        for directory in (self.held, self.seen):
+            directory.mkdir(parents=True)
+        self.fail()
+
+    def fail(self, **faults: str) -> None:
+        """From now on these operations (link, read, fsync …), and no others, fail with the named errno."""
+        scratch = self._faults.with_suffix(".new")
+        scratch.write_text(json.dumps(faults))
+        scratch.replace(self._faults)
+
+    def __enter__(self) -> FaultyFilesystem:
+        self._process = subprocess.Popen([sys.executable, __file__, self.held, self.seen, self._faults])
+        deadline = time.monotonic() + 15
+        while not os.path.ismount(self.seen):
+            assert self._process.poll() is None, "the filesystem did not start"
+            assert time.monotonic() < deadline, "the filesystem was not mounted"
+            time.sleep(0.02)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        command = ["umount", "-l"] if os.geteuid() == 0 else ["fusermount3", "-u", "-z"]
+        subprocess.run([*command, self.seen], check=False)
+        try:
+            self._process.wait(5)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+
+def _serve(held: str, seen: str, faults: str) -> None:
+    import mfusepy
+
+    class Fuse(mfusepy.FUSE):  # type: ignore[misc]
+        def rename_fuse_3(self, old: bytes, new: bytes, flags: int) -> int:
+            if flags:  # which the library would pass over in silence
+                raise OSError(errno.EINVAL, "no flags here")
+            return int(self.rename_fuse_2(old, new))
+
+    Fuse(
+        _operations(mfusepy.Operations, held, faults),
+        seen,
+        foreground=True,
+        nothreads=True,
+        use_ino=True,
+        hard_remove=True,
+    )
+
+
+def _operations(base: Any, held: str, faults: str) -> Any:
+    def under(path: str) -> str:
+        return held + path
+
+    def guarded(name: str, act: Callable[..., Any]) -> Callable[..., Any]:
+        def operation(self: object, *arguments: Any) -> Any:
+            with open(faults) as file:
+                code = json.load(file).get(name)
+            if code:
+                raise OSError(getattr(errno, code), os.strerror(getattr(errno, code)))
+            answer = act(*arguments)
+            return 0 if answer is None else answer
+
+        return operation
+
+    def status(path: str, handle: int | None = None) -> dict[str, int]:
+        found = os.lstat(under(path))
+        names = ("st_mode", "st_ino", "st_nlink", "st_uid", "st_gid", "st_size")
+        return {name: getattr(found, name) for name in names} | {
+            f"st_{which}": getattr(found, f"st_{which}_ns") for which in ("atime", "mtime", "ctime")
+        }
+
+    def space(path: str) -> dict[str, int]:
+        found = os.statvfs(under(path))
+        names = ("f_bsize", "f_frsize", "f_blocks", "f_bfree", "f_bavail", "f_files", "f_ffree", "f_namemax")
+        return {name: getattr(found, name) for name in names}
+
+    acts: dict[str, Callable[..., Any]] = {
+        "getattr": status,
+        "statfs": space,
+        "readdir": lambda path, handle: [
+            (name, status(os.path.join(path, name)), 0) for name in os.listdir(under(path))
+        ],
+        "open": lambda path, flags: os.open(under(path), flags & ~os.O_DIRECT),
+        "create": lambda path, mode, flags=0: os.open(under(path), os.O_RDWR | os.O_CREAT | os.O_EXCL, mode),
+        "read": lambda path, size, offset, handle: os.pread(handle, size, offset),
+        "write": lambda path, data, offset, handle: os.pwrite(handle, data, offset),
+        "truncate": lambda path, length, handle=None: os.truncate(under(path), length),
+        "flush": lambda path, handle: None,
+        "fsync": lambda path, data_only, handle: os.fsync(handle),
+        "fsyncdir": lambda path, data_only, handle: None,
+        "release": lambda path, handle: os.close(handle),
+        "unlink": lambda path: os.unlink(under(path)),
+        "mkdir": lambda path, mode: os.mkdir(under(path), mode),
+        "rmdir": lambda path: os.rmdir(under(path)),
+        "link": lambda target, source: os.link(under(source), under(target)),
+        "rename": lambda old, new: os.rename(under(old), under(new)),
+        "chmod": lambda path, mode: os.chmod(under(path), mode),
+        "chown": lambda path, user, group: os.chown(under(path), user, group),
+        "utimens": lambda path, times=None: os.utime(under(path), ns=times),
+    }
+    kind = type("Passthrough", (base,), {"use_ns": True, **{n: guarded(n, act) for n, act in acts.items()}})
+    return kind()
+
+
+if __name__ == "__main__":
+    _serve(*sys.argv[1:4])
