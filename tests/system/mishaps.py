@@ -47,7 +47,7 @@ def waiting(service: Service, code: str, *texts: str, path: str = "a") -> Job:
     (job,) = until(lambda: service.jobs(**find), what=f"waiting:\n{service.log}")
     for text in texts:
         assert text in job.error
-    assert service.lines(path, job.error, "Next try in")
+    until(lambda: service.lines(path, job.error, "Next try in"), what=f"told:\n{service.log}")
     is_calm(service.log)
     return job
 
