@@ -10,6 +10,7 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
+from typing import TextIO
 
 import click
 
@@ -66,6 +67,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if hasattr(stream, "reconfigure"):  # not when a test has put its own there
             stream.reconfigure(errors="backslashreplace")  # a locale without UTF-8 still shows every name
     try:
+        return _main(arguments)
+    finally:
+        _let_go(sys.stderr, 2)
+
+
+def _main(arguments: Sequence[str]) -> int:
+    try:
         if COMPLETE in os.environ:
             commands.main(list(arguments), prog_name=PROGRAM)
         code = _run(arguments)
@@ -115,6 +123,15 @@ def _run(arguments: Sequence[str]) -> int:
 def _say(message: str, code: int) -> int:
     print(f"{PROGRAM}: {show.plain(message)}", file=sys.stderr)
     return code
+
+
+def _let_go(stream: TextIO, descriptor: int) -> None:
+    """What could not be said to a stream that nobody reads must not become the exit status (it would be 120)."""
+    try:
+        stream.flush()
+    except (OSError, ValueError):
+        if stream is sys.__stderr__:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
 
 
 def _forget_output() -> None:
