@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -47,23 +48,23 @@ class Settings:
     read_timeout: float = 20
 
 
-class Place:
+class Place(ABC):
     """One empty destination of its own, and a look at it from behind."""
 
     def __init__(self) -> None:
         self.events: list[Event] = []
 
+    @abstractmethod
     def make(self) -> Any:
         """A new instance, as another host would have it."""
-        raise NotImplementedError
 
+    @abstractmethod
     def everything(self) -> list[str]:
         """Names of all that is there: visible, hidden or unfinished."""
-        raise NotImplementedError
 
+    @abstractmethod
     def overwrite(self, key: str, data: bytes) -> None:
         """What somebody else might do behind our back."""
-        raise NotImplementedError
 
 
 class DirectoryPlace(Place):

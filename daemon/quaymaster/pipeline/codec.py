@@ -5,7 +5,7 @@
 
 What was written may be published only after :func:`encode` has returned: then the stored bytes have been expanded
 again, and came to the size and SHA-256 of what was read. A second digest was chosen over comparing with kept pieces.
-It costs 5 % more CPU time, but memory does not grow with what the compressor holds back, and it also finds a buffer
+It costs another hash, but memory does not grow with what the compressor holds back, and it also finds a buffer
 that changed between hashing and compressing.
 
 The output is one standard zstd frame with content size and checksum (RFC 8878), or one gzip member without name and
