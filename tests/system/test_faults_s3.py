@@ -135,19 +135,21 @@ def test_a_dead_server_is_told_with_its_reason_and_the_file_goes_when_it_is_back
     until(lambda: service.cli("status")[1]["destinations"][0]["state"] == "ok")
 
 
-def test_an_upload_that_a_dying_server_left_unfinished_is_removed_when_it_is_back(
+def test_an_upload_that_a_dying_server_interrupted_goes_on_when_it_is_back(
     home: Home, serve: Serve, mortal: Seaweed, there: Bucket
 ) -> None:
-    content = os.urandom(24 << 20)
+    content = os.urandom(40 << 20)
     with FaultProxy(mortal.http_endpoint) as proxy:
         third = lambda request: request.query["partNumber"] == ["3"]  # noqa: E731
         proxy.inject("UploadPart", request=lambda request: mortal.kill(), only=third)
         service = serve(to(there, home, f'endpoint_url = "{proxy.endpoint}"', limits="parts = 1"))
         home.land("a", content)
         waiting(service, "unreachable", f"s3://mortal/{there.prefix}a", "cannot be reached")
-        told(service, f"An unfinished upload of s3://mortal/{there.prefix}a", "stays there until it can be removed")
         mortal.start()
         service.until_done(1)
+        told(service, f"an interrupted upload of s3://mortal/{there.prefix}a", "goes on: 2 parts have arrived already")
+        sent = [path for operation, path in proxy.seen if operation == "UploadPart" and path.endswith("/a")]
+    assert sent.count(sent[0]) <= 4 + 8, "each part but the third once; that one as often as it was tried"
     assert there.content("a") == content
     assert there.uploads() == []
     with service.store() as store:

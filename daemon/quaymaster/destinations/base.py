@@ -46,6 +46,9 @@ class Put:
     mtime_ns: int = 0
     mode: int = 0o644
     """Permission bits of the source. A directory keeps mtime and mode on the file itself."""
+    resume: str = ""
+    """The ``resume_token`` of an earlier upload of the same bytes that was interrupted, after
+    :meth:`Destination.resumable` said that it can go on: what has arrived already is not sent again."""
     note: Callable[[str], None] = _unnoted
     """Told ``Upload.resume_token`` before the upload leaves its first trace, and when the token becomes another one.
     The token is durable when this returns; what it raises comes out unchanged."""
@@ -70,6 +73,11 @@ class Upload(Protocol):
     def resume_token(self) -> str:
         """What :meth:`Destination.abandon` needs to remove this upload after a crash; empty while there is nothing to
         remove: before the first trace, after publish, and after an abort that could remove everything."""
+        ...
+
+    def suspend(self) -> None:
+        """End it for now. What has arrived and can be used later stays, under ``resume_token``; what cannot is removed
+        as by abort. Never raises; a no-op after publish or abort."""
         ...
 
     def abort(self) -> None:
@@ -99,6 +107,11 @@ class Destination(Protocol):
         ...
 
     def begin(self, put: Put) -> Upload: ...
+
+    def resumable(self, token: str, put: Put) -> bool:
+        """Whether an upload that ended with this token could be gone on with for ``put``. Asks nobody: that the parts
+        are there, and hold the same bytes, is found out when they are needed."""
+        ...
 
     def abandon(self, token: str) -> bool:
         """Remove what an upload of an earlier process left (``token`` is its ``resume_token``). Never raises; False

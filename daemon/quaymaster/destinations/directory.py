@@ -192,6 +192,9 @@ class Directory:
         os.unlink(hidden, dir_fd=directory)
         disk.sync_directory(directory)
 
+    def resumable(self, token: str, put: Put) -> bool:
+        return False  # what reached a disk without fsync proves nothing after a crash, and writing it again is cheap
+
     def abandon(self, token: str) -> bool:
         try:
             place = self.place(token)
@@ -366,6 +369,9 @@ class DirectoryUpload:
         self._made = 0
         self._release()
         return stored
+
+    def suspend(self) -> None:
+        self.abort()
 
     def abort(self) -> None:
         """Removes the part, and the directories that were made for it if they are still empty."""

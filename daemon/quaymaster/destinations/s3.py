@@ -106,6 +106,16 @@ class S3:
             self._uploads.add(upload)
         return upload
 
+    def resumable(self, token: str, put: Put) -> bool:
+        try:
+            told = json.loads(token)
+            same = told["key"] == self._objects.whole_key(put.key) and told["plan"] == self._plan(
+                put.size_bound
+            ).digest(put)
+            return bool(same and told["upload_id"])
+        except (ValueError, TypeError, KeyError):
+            return False
+
     def stat(self, key: str) -> Stored | None:
         return self._objects.head(key)
 

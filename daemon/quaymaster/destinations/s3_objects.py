@@ -7,11 +7,12 @@ import hashlib
 import string
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote, unquote
 
 from quaymaster.destinations.s3_probe import plain_etag
-from quaymaster.destinations.s3_wire import AbsentError, Wire
+from quaymaster.destinations.s3_wire import AbsentError, UploadGone, Wire
 from quaymaster.errors import Conflict, DestinationMissing, IntegrityError, PermanentError
 from quaymaster.model import Stored
 
@@ -20,6 +21,41 @@ PIECE = 1 << 20  # bytes; the most that read() yields at once
 _ALGORITHMS = ("SHA256", "CRC64NVME", "CRC32C", "CRC32", "SHA1")
 # User metadata travels in HTTP headers: printable ASCII only, and blanks at the ends are lost.
 _PLAIN = "".join(set(string.punctuation) - {"%"})
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A part of an unfinished upload, as the server lists it."""
+
+    size: int
+    etag: str
+    checksum: str
+    """SHA-256 in S3's notation; empty when the server does not tell it."""
+
+    def holds(self, body: bytes | bytearray, sha256: bytes) -> bool:
+        """Whether it is these bytes, by SHA-256, else by the MD5 that most servers use as the ETag of a part."""
+        if self.size != len(body):
+            return False
+        if self.checksum:
+            return self.checksum == base64.b64encode(sha256).decode()
+        return plain_etag(self.etag) == hashlib.md5(body, usedforsecurity=False).hexdigest()
+
+
+def held_parts(wire: Wire, whole_key: str, upload_id: str) -> dict[int, Held] | None:
+    """What has arrived of an unfinished upload, by part number; None when there is no such upload (any more)."""
+    held: dict[int, Held] = {}
+    marker = dict[str, Any]()
+    while True:
+        try:
+            answer = wire.call("list_parts", whole_key, UploadId=upload_id, **marker)
+        except UploadGone:
+            return None
+        for part in answer.get("Parts", []):
+            checksum = str(part.get("ChecksumSHA256") or "")
+            held[int(part["PartNumber"])] = Held(int(part["Size"]), str(part["ETag"]), checksum)
+        if not answer.get("IsTruncated"):
+            return held
+        marker = {"PartNumberMarker": answer["NextPartNumberMarker"]}
 
 
 class Objects:

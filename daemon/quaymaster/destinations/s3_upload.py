@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from quaymaster.destinations.base import Put
 from quaymaster.destinations.s3_claim import Claim
-from quaymaster.destinations.s3_objects import Objects, sent_metadata
+from quaymaster.destinations.s3_objects import Held, Objects, held_parts, sent_metadata
 from quaymaster.destinations.s3_probe import Capabilities, body_digest, digest_text, plain_etag
 from quaymaster.destinations.s3_wire import Busy, UploadGone
 from quaymaster.errors import (
@@ -55,6 +55,11 @@ class Plan:
     """Request parameters from the configuration: encryption, tags, storage class."""
     claims: bool
     """Whether publishers of one key have to be kept apart by us (s3_claim.py)."""
+
+    def digest(self, put: Put) -> str:
+        """Of what is fixed when a multipart upload begins: one with another digest cannot be gone on with."""
+        fixed = [self.part_size, sorted(self.options.items()), sorted(put.metadata.items())]
+        return hashlib.sha256(json.dumps(fixed).encode()).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +123,10 @@ class S3Upload:
     _failure: Exception | None = None
     _closed: bool = False
     _left_behind: bool = False
+    _held: Mapping[int, Held] = field(default_factory=dict)
+    """Parts that the server has of an interrupted upload of the same object."""
+    _taken: bool = False
+    """The key holds something: nothing is sent, and publish finds out whether it is what would have been."""
 
     def __post_init__(self) -> None:
         self._key = self.objects.whole_key(self.put.key)
@@ -135,7 +144,8 @@ class S3Upload:
         known while the server's answer to its creation is not."""
         if not self._begun or (self._closed and not self._left_behind):
             return ""
-        return json.dumps({"key": self._key, "upload_id": self._upload_id, "claim": self._token})
+        told = {"key": self._key, "upload_id": self._upload_id, "claim": self._token}
+        return json.dumps(told | {"plan": self.plan.digest(self.put)})
 
     def is_sending(self, key: str) -> bool:
         """Whether this may have a multipart upload of the (whole) key, and has not ended."""
@@ -154,10 +164,19 @@ class S3Upload:
             rest = rest[len(piece) :]
 
     def publish(self, digests: Digests, metadata: Mapping[str, str]) -> Stored:
-        stored = self._publish_parts(digests) if self._upload_id else self._publish_single(digests, metadata)
+        in_parts = self._upload_id or self._taken
+        stored = self._publish_parts(digests) if in_parts else self._publish_single(digests, metadata)
         self._closed = True
         self._release()
         return stored
+
+    def suspend(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        self._stop.set()
+        self._release()
+        self._left_behind = self._begun
 
     def abort(self) -> None:
         if self._closed:
@@ -181,8 +200,8 @@ class S3Upload:
 
     def _send_buffer(self) -> None:
         """Hand the full buffer to the pool and take a new one, waiting until one may be had."""
-        if not self._upload_id:
-            self._create()
+        if self._pool is None:
+            self._open()
         number = len(self._sent) + 1
         if number > MOST_PARTS:
             raise PermanentError(
@@ -195,6 +214,29 @@ class S3Upload:
         del body
         self._room.acquire()
 
+    def _open(self) -> None:
+        """Find out what there is already, and begin or go on."""
+        present = self._tried(lambda: self.objects.head(self.put.key))
+        old = self.put.replace
+        self._taken = present is not None and (old is None or present.etag != old.etag)
+        if self.put.resume:
+            told = json.loads(self.put.resume)
+            self._begun, self._upload_id, self._token = True, told["upload_id"], told["claim"]
+        if self._upload_id and not self._taken:
+            self._look_at_parts()
+        if not (self._upload_id or self._taken):
+            self._create()
+        self._pool = ThreadPoolExecutor(self.plan.threads, thread_name_prefix="s3-part")
+
+    def _look_at_parts(self) -> None:
+        held = self._tried(lambda: held_parts(self.objects.wire, self._key, self._upload_id))
+        if held is None:
+            self._upload_id = ""  # somebody aborted it
+            return
+        self._held = held
+        text = f"an interrupted upload of {self._where} goes on: {len(held)} parts have arrived already"
+        self._tell("upload-resumed", text, Level.INFO)
+
     def _create(self) -> None:
         algorithm = {"ChecksumAlgorithm": "SHA256"} if self.able.part_checked == "sha256" else {}
         fixed = self._fixed(self.put.metadata)
@@ -203,7 +245,6 @@ class S3Upload:
         answer = self._tried(lambda: self.objects.wire.call("create_multipart_upload", self._key, **algorithm, **fixed))
         self._upload_id = str(answer["UploadId"])
         self.put.note(self.resume_token)
-        self._pool = ThreadPoolExecutor(self.plan.threads, thread_name_prefix="s3-part")
 
     def _send(self, number: int, body: bytearray) -> _Part:
         try:
@@ -211,19 +252,28 @@ class S3Upload:
             sha256, md5 = hashlib.sha256(body).digest(), b""
             if "md5" in (self.able.part_checked, self.able.parts_proof.removesuffix("-parts")):
                 md5 = hashlib.md5(body, usedforsecurity=False).digest()
-            digest = body_digest(self.able.part_checked, body, sha256=sha256)
-            answer = self._tried(
-                lambda: self.objects.wire.call(
-                    "upload_part", self._key, UploadId=self._upload_id, PartNumber=number, Body=body, **digest
-                )
+            return _Part(
+                number, self._arrived(number, body, sha256) or self._delivered(number, body, sha256), sha256, md5
             )
-            return _Part(number, str(answer["ETag"]), sha256, md5)
         except Exception as error:
             self._failure = self._failure or error
             self._stop.set()
             raise
         finally:
             self._room.release()
+
+    def _arrived(self, number: int, body: bytearray, sha256: bytes) -> str:
+        """The ETag of this part when the server has it already."""
+        held = self._held.get(number)
+        return held.etag if held and held.holds(body, sha256) else ""
+
+    def _delivered(self, number: int, body: bytearray, sha256: bytes) -> str:
+        """Send the part; its ETag."""
+        if self._taken:
+            return ""
+        digest = body_digest(self.able.part_checked, body, sha256=sha256)
+        part = {"UploadId": self._upload_id, "PartNumber": number, "Body": body, **digest}
+        return str(self._tried(lambda: self.objects.wire.call("upload_part", self._key, **part))["ETag"])
 
     def _hash_in_turn(self, number: int, body: bytearray) -> None:
         """The digest of the whole, part after part, while other parts are sent: the writer does not wait for it.
@@ -282,6 +332,8 @@ class S3Upload:
         md5 = hashlib.md5(b"".join(part.md5 for part in parts), usedforsecurity=False).hexdigest()
         tail = f"-{len(parts)}"
         expected = _Expected(digests, self.able.parts_proof, digest_text(composite) + tail, md5 + tail)
+        if self._taken:
+            return self._publish_nothing(expected)
         checked = self.able.part_checked == "sha256"
         listed = [
             {"PartNumber": part.number, "ETag": part.etag}
@@ -294,6 +346,12 @@ class S3Upload:
             expected,
             self.able.create_parts,
         )
+
+    def _publish_nothing(self, expected: _Expected) -> Stored:
+        present = self._tried(lambda: self.objects.head(self.put.key))
+        if present is None:
+            raise Unreachable(f"{self._where} was there when it began and is gone now", "It is sent again")
+        return self._adopted(present, expected) or self._refuse(present)
 
     def _require(self, digests: Digests, sha256: bytes) -> None:
         """What was given to write() is what the caller hashed; nothing is visible yet if not."""

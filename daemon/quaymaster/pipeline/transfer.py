@@ -15,11 +15,11 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from quaymaster import keys
 from quaymaster.destinations.base import Destination, Put, Upload
-from quaymaster.errors import Conflict, IntegrityError, Retry, TransferError
+from quaymaster.errors import Conflict, IntegrityError, Retry, StoreError, TemporaryError, TransferError
 from quaymaster.model import Compression, Digests, Emit, Event, FileVersion, Job, Level, Proof, Stage, Stored
 from quaymaster.pipeline import codec, reader
 from quaymaster.pipeline.budget import Cancelled, Pool, Staging
@@ -108,7 +108,6 @@ class Transfer:
         missing = [name for name in self.route.destinations if name not in done]
         if not missing:
             return
-        nothing_left = self._abandon_earlier()
         with self._source() as source:
             for proof in done.values():  # what goes to a late destination must be what the others got
                 source.known_sha256 = source.known_sha256 or proof.source.sha256
@@ -118,8 +117,6 @@ class Transfer:
             except CompressionFailed as failure:
                 self._tell("uncompressed", f"goes as it is: {failure.reason}", Level.WARNING)
                 self._pass(source, _Plan(Compression.NONE, failure.reason), missing)
-        if not nothing_left:
-            self._abandon_earlier()  # the destination answers by now
 
     # -- the source --
 
@@ -177,9 +174,9 @@ class Transfer:
         chosen = [(name, self.route.destinations[name]) for name in names]
         need = codec.memory_needed(recipe, source.size) + sum(d.memory_needed(bound) for _, d in chosen)
         threads = recipe.threads if plan.compression is not Compression.NONE else 0
-        with self.bounds.compressing.lend(threads, self.cancelled), self.bounds.memory.lend(need, self.cancelled):
-            if not source.known_sha256 and any(d.metadata_first(bound) for _, d in chosen):
-                source.known_sha256 = source.digest(self.cancelled)
+        with self.bounds.compressing.lend(threads, self._in_turn), self.bounds.memory.lend(need, self._in_turn):
+            if any(d.metadata_first(bound) for _, d in chosen):
+                self._hash_first(source)
             self._legs = [_Leg(name, destination) for name, destination in chosen]
             try:
                 for leg in self._legs:
@@ -190,10 +187,31 @@ class Transfer:
                 self.progress(Stage.PUBLISH, encoded.source.size, encoded.stored.size)
                 for leg in self._legs:
                     self._guarded(leg, lambda leg=leg: self._publish(leg, source, encoded, plan))  # type: ignore[misc]
+            except (Cancelled, StoreError, TemporaryError):
+                for leg in self._legs:
+                    self._suspend(leg)
+                raise
             finally:
                 for leg in self._legs:
                     self._abort(leg)
         self._raise_worst()
+
+    def _hash_first(self, source: reader.Reader) -> None:
+        """The source's digest before the pass, from the job's checkpoint when an earlier run read it already."""
+        left = self.job.checkpoint
+        source.known_sha256 = source.known_sha256 or str(left.get("source_sha256", ""))
+        if not source.known_sha256:
+            source.known_sha256 = source.digest(self.cancelled)
+            self._checkpoint({**left, "source_sha256": source.known_sha256})
+
+    def _checkpoint(self, left: dict[str, Any]) -> None:
+        self.store.checkpoint(self.job, Stage.TRANSFER, left)
+        self.job = replace(self.job, checkpoint=left)
+
+    def _in_turn(self) -> bool:
+        """``cancelled``, asked while others have what this job needs: waiting for them is not standing still."""
+        self.progress(Stage.TRANSFER, 0, 0)
+        return self.cancelled()
 
     def _encode(self, source: reader.Reader, recipe: codec.Recipe) -> codec.Encoded:
         try:
@@ -239,6 +257,11 @@ class Transfer:
             mode=source.mode,
             note=lambda token: self._note(leg, token),
         )
+        for token in [t for _, name, t in self.store.uploads(self.job) if name == leg.name]:
+            if not put.resume and leg.destination.resumable(token, put):
+                put, leg.token = replace(put, resume=token), token
+            elif leg.destination.abandon(token):  # else the sweep does, when the destination answers
+                self.store.end_upload(self.job.id, leg.name, token)
         leg.upload = leg.destination.begin(put)
 
     def _target(self, name: str, compression: Compression) -> tuple[str, Stored | None]:
@@ -310,7 +333,10 @@ class Transfer:
                 act()
             except TransferError as error:
                 leg.error = error
-                self._abort(leg)
+                if isinstance(error, TemporaryError):
+                    self._suspend(leg)
+                else:
+                    self._abort(leg)
                 self._tell("delivery-failed", str(error), Level.DEBUG, destination=leg.name, code=error.code)
 
     def _check_source(self, source: reader.Reader, found: Digests) -> None:
@@ -323,7 +349,12 @@ class Transfer:
             )
         if source.known_sha256:
             what = "The staged copy" if self.route.staged else "The second reading"
-            reader.same(source.known_sha256, found.sha256, f"{what} of {source.shown} differs from what was read first")
+            said = f"{what} of {source.shown} differs from what was read first"
+            try:
+                reader.same(source.known_sha256, found.sha256, said)
+            except IntegrityError:
+                self._checkpoint({})  # whichever reading was wrong, the next run trusts neither
+                raise
 
     def _require_unchanged(self, source: reader.Reader) -> None:
         if not self.route.staged:  # a copy stays as it is
@@ -375,27 +406,25 @@ class Transfer:
 
     # -- the end of each way --
 
+    def _suspend(self, leg: _Leg) -> None:
+        """Leave what has arrived for the next run of this job."""
+        if leg.upload is not None:
+            leg.upload.suspend()
+            self._settle_token(leg)
+
     def _abort(self, leg: _Leg) -> None:
-        """What cannot be removed now stays noted: the next run or the sweep removes it."""
-        if leg.upload is None:
-            return
-        leg.upload.abort()
+        """What cannot be removed now stays noted: the sweep removes it."""
+        if leg.upload is not None:
+            leg.upload.abort()
+            self._settle_token(leg)
+
+    def _settle_token(self, leg: _Leg) -> None:
+        assert leg.upload is not None
         if left := leg.upload.resume_token:
             self._note(leg, left)
         elif leg.token:
             self.store.end_upload(self.job.id, leg.name, leg.token)
             leg.token = ""
-
-    def _abandon_earlier(self) -> bool:
-        """Abort what an earlier run of this job began at a destination and did not end; False if some of it stays."""
-        nothing_left = True
-        for job, name, token in self.store.uploads(self.job):
-            destination = self.route.destinations.get(name)
-            if destination is not None and destination.abandon(token):
-                self.store.end_upload(job, name, token)
-            else:
-                nothing_left = False
-        return nothing_left
 
     def _raise_if_all_failed(self) -> None:
         if all(leg.error is not None for leg in self._legs):

@@ -244,12 +244,12 @@ class Workers:
                 return
 
     def abandon_left(self) -> None:
-        """Remove at the destinations what uploads of jobs that do not run left there: crashed ones whose job has been
-        superseded or dropped since, and those that could not be aborted because the destination was away."""
+        """Remove at the destinations what nobody will go on with: uploads of jobs that are over, or parked until an
+        operator looks (parts of unfinished uploads cost money). Those of waiting jobs are gone on with."""
         for number, name, token in self.store.uploads():
             # A token that stood in the store while its job does not run now is not in use any more. The store knows of
             # those too that run under an earlier configuration.
-            idle = [job for job in self.store.jobs(Filter(ids=(number,))) if job.state is not State.RUNNING]
+            idle = [j for j in self.store.jobs(Filter(ids=(number,))) if j.state.final or j.state is State.PARKED]
             lanes = [self.lanes.get(job.version.watch) for job in idle]
             for destination in (lane.route.destinations.get(name) for lane in lanes if lane is not None):
                 if destination is not None and destination.abandon(token):
