@@ -159,9 +159,13 @@ def test_an_outage_in_the_middle_leaves_what_can_be_gone_on_with(through: S3Plac
     upload.write(DATA[: PART + 1])
     upload._sent[0].result()
     proxy.inject("*", request=lambda _: Response(503), times=10_000)
-    with pytest.raises(Unreachable):
+
+    def rest() -> None:
         upload.write(DATA[PART + 1 :])
         upload.publish(digests_of(DATA), METADATA)
+
+    with pytest.raises(Unreachable):
+        rest()
     upload.suspend()
     upload.abort()  # says nothing after a suspension
     assert upload.resume_token == tokens[-1]

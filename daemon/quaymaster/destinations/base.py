@@ -32,6 +32,10 @@ def _unnoted(token: str) -> None:
     """For uploads whose traces nobody will look for after a crash."""
 
 
+OWN = ".quaymaster-"
+"""What keys of objects begin with that are no files of users: probes, claims, heads of the custody log."""
+
+
 @dataclass(frozen=True, slots=True)
 class Put:
     """One object about to be written."""
@@ -120,6 +124,13 @@ class Destination(Protocol):
 
     def stat(self, key: str) -> Stored | None:
         """What is there now under ``key``, or None. Costs one round trip and reads no content."""
+        ...
+
+    def listing(self, prefix: str = "") -> Iterator[Stored]:
+        """Everything under keys that begin with ``prefix``, in no particular order, with key, size, ETag and mtime, but
+        without checksum and metadata: that takes one ``stat`` each. What quaymaster keeps for itself (``OWN``) is left
+        out, unless the prefix asks for it. Raises in the middle when the listing breaks off: then it is worth nothing.
+        """
         ...
 
     def read(self, stored: Stored) -> AbstractContextManager[Iterator[bytes]]:

@@ -30,7 +30,7 @@ from dataclasses import dataclass
 
 from quaymaster import keys
 from quaymaster.destinations import disk
-from quaymaster.destinations.base import Put
+from quaymaster.destinations.base import OWN, Put
 from quaymaster.destinations.disk import disk_errors
 from quaymaster.destinations.owner import TAG, is_dead, own_tag
 from quaymaster.errors import (
@@ -125,6 +125,26 @@ class Directory:
                 return self.present(directory, place.leaf, key)
             finally:
                 os.close(directory)
+
+    def listing(self, prefix: str = "") -> Iterator[Stored]:
+        with disk_errors(self.path):
+            root = disk.open_root(self.path)
+            try:
+                # Links are not followed: what they lead to is not what was put here.
+                for folder, folders, files, directory in os.fwalk(b".", dir_fd=root, onerror=_raise):
+                    base = folder[2:] + b"/" if folder != b"." else b""
+                    folders[:] = [name for name in folders if _leads_to(keys.escape(base + name) + "/", prefix)]
+                    for name in files:
+                        key = keys.escape(base + name)
+                        if key.startswith(prefix) and not _PART.fullmatch(name):
+                            yield from self._listed(directory, name, key)
+            finally:
+                os.close(root)
+
+    def _listed(self, directory: int, name: bytes, key: str) -> Iterator[Stored]:
+        with suppress(Conflict):  # not a regular file: not put here by anybody like us
+            if found := self.present(directory, name, key):
+                yield found
 
     @contextmanager
     def read(self, stored: Stored) -> Iterator[Iterator[bytes]]:
@@ -300,7 +320,7 @@ class Directory:
             return None
         if not stat.S_ISREG(status.st_mode):
             raise Conflict(f"{self.where(key)} is not a regular file", "Remove what is in the way, then retry the job")
-        return Stored(key, status.st_size, _etag(status))
+        return Stored(key, status.st_size, _etag(status), mtime=status.st_mtime)
 
     def part_name(self) -> bytes:
         return f".qm-{self._tag}-{self._token()}.part".encode()
@@ -471,6 +491,17 @@ class DirectoryUpload:
                 with suppress(OSError):
                     os.close(descriptor)
         self._file = self._directory = -1
+
+
+def _raise(error: OSError) -> None:
+    raise error  # an unreadable folder makes the listing incomplete
+
+
+def _leads_to(folder: str, prefix: str) -> bool:
+    """Whether keys that begin with ``prefix`` can be below this folder (with its slash)."""
+    if folder.startswith(OWN) and not prefix.startswith(OWN):
+        return False
+    return folder.startswith(prefix) or prefix.startswith(folder)
 
 
 def etag_of(inode: int, mtime_ns: int) -> str:

@@ -20,7 +20,7 @@ from typing import Any
 from urllib.parse import urlencode
 
 from quaymaster import keys
-from quaymaster.destinations.base import Put
+from quaymaster.destinations.base import OWN, Put
 from quaymaster.destinations.owner import own_tag
 from quaymaster.destinations.s3_claim import Claim
 from quaymaster.destinations.s3_objects import Objects
@@ -118,6 +118,11 @@ class S3:
 
     def stat(self, key: str) -> Stored | None:
         return self._objects.head(key)
+
+    def listing(self, prefix: str = "") -> Iterator[Stored]:
+        return (
+            found for found in self._objects.listing(prefix) if prefix.startswith(OWN) or not found.key.startswith(OWN)
+        )
 
     def read(self, stored: Stored) -> AbstractContextManager[Iterator[bytes]]:
         return self._objects.read(stored)

@@ -82,6 +82,19 @@ class Objects:
         self._bucket_seen = True
         return _stored(key, answer)
 
+    def listing(self, prefix: str) -> Iterator[Stored]:
+        """One request for 1,000 objects."""
+        marker = dict[str, Any]()
+        while True:
+            answer = self.wire.call("list_objects_v2", Prefix=self.whole_key(prefix), **marker)
+            for found in answer.get("Contents", []):
+                key = found["Key"].removeprefix(self.wire.settings.prefix)
+                etag, at = plain_etag(found.get("ETag")), found["LastModified"].timestamp()
+                yield Stored(key, int(found["Size"]), etag, mtime=at)
+            if not answer.get("IsTruncated"):
+                return
+            marker = {"ContinuationToken": answer["NextContinuationToken"]}
+
     def _require_bucket(self) -> None:
         if self._bucket_seen:
             return
@@ -171,6 +184,7 @@ def _stored(key: str, answer: Mapping[str, Any]) -> Stored:
         etag=plain_etag(answer.get("ETag")),
         version_id="" if version == "null" else version,
         checksum=next((f"{name}:{value}" for name, value in sums if value), ""),
+        mtime=answer["LastModified"].timestamp() if "LastModified" in answer else 0.0,
         metadata={name.lower(): unquote(value) for name, value in answer.get("Metadata", {}).items()},
     )
 
