@@ -7,11 +7,11 @@ export PYTHON
 .DEFAULT_GOAL := help
 
 bin := .venv/bin
-TESTS ?= $(wildcard tests/unit tests/contract tests/system tests/packaging)
+TESTS ?= $(wildcard tests/unit tests/contract tests/system tests/booted tests/packaging)
 PYTEST_ARGS ?=
 BENCH ?=
 
-.PHONY: help setup setup-dev demo test lint soak bench fresh clean
+.PHONY: help setup setup-dev demo test lint soak bench package fresh clean
 
 help: ## list these commands
 	@echo 'quaymaster: make COMMAND'
@@ -40,6 +40,9 @@ soak: setup-dev ## the long tests: hours of landing files, with faults
 
 bench: setup-dev ## benchmarks; BENCH="NAME…" chooses some
 	$(bin)/python tests/bench/run.py $(BENCH)
+
+package: ## the deb for Debian 12 and 13 and the rpm, into dist/ (root only; the first time some minutes)
+	@packaging/build.sh
 
 fresh: ## make demo and make test on a minimal Debian 12 made for the purpose (root only)
 	@tests/packaging/fresh_machine.sh

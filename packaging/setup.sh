@@ -94,6 +94,8 @@ want_test_tools() { # the programs that tests compare with, and a network filesy
     want fuse3 fuse3 command -v fusermount3
     want util-linux util-linux command -v unshare
     want procps procps-ng command -v ps
+    want systemd-container systemd-container command -v systemd-nspawn # the service is tested in a booted system
+    want mmdebstrap mmdebstrap command -v mmdebstrap # the packages are built and tried in roots of their own
 }
 
 logged() { # runs a command, and shows what it printed only if it fails

@@ -11,6 +11,9 @@
 # apt and pip. Everything happens in namespaces and a directory of its own, which is removed at the end.
 set -euo pipefail
 
+# shellcheck source=packaging/host_network.sh
+. "$(dirname "${BASH_SOURCE[0]}")/../../packaging/host_network.sh"
+
 say() { printf 'fresh: %s\n' "$*"; }
 fail() { printf 'fresh: %s\n' "$*" >&2; exit 1; }
 
@@ -30,10 +33,6 @@ build_base() {
     mv "$base.new" "$base"
 }
 
-host_apt_settings() { # proxies and the like, without what names this host's own files
-    apt-config dump | grep -E '^Acquire::(http|https|Check-|Retries|ForceIPv)' || true
-}
-
 take_checkout() { # the repository at $1, as a stranger gets it
     if [ "${FRESH_TREE:-}" = worktree ]; then
         mkdir -p "$1"
@@ -42,27 +41,6 @@ take_checkout() { # the repository at $1, as a stranger gets it
     else
         git clone --quiet "$checkout" "$1"
     fi
-}
-
-share_host_network() { # resolver, certificates, apt's and pip's settings, and the directories that pip's name
-    local root=$1 word
-    cp -L /etc/resolv.conf /etc/hosts "$root/etc/"
-    cp -L /etc/ssl/certs/ca-certificates.crt "$root/etc/ssl/certs/" 2>/dev/null || true
-    host_apt_settings >"$root/etc/apt/apt.conf.d/99host"
-    if [ -f /etc/pip.conf ]; then cp /etc/pip.conf "$root/etc/pip.conf"; fi
-    if [ -f ~/.config/pip/pip.conf ]; then install -D -m 644 ~/.config/pip/pip.conf "$root/root/.config/pip/pip.conf"; fi
-    for word in $(cat /etc/pip.conf ~/.config/pip/pip.conf 2>/dev/null) ${PIP_FIND_LINKS:-} ${PIP_EXTRA_INDEX_URL:-}; do
-        word=${word#file://}
-        if [[ $word = /* && -d $word && ! -e $root$word ]]; then
-            mkdir -p "$root$word"
-            mount --bind -o ro "$word" "$root$word"
-            # A simple index refers to its files by relative links: they are beside it.
-            if [[ $word = */simple && -d ${word%simple}files ]]; then
-                mkdir -p "$root${word%simple}files"
-                mount --bind -o ro "${word%simple}files" "$root${word%simple}files"
-            fi
-        fi
-    done
 }
 
 enter() { # $1 becomes this shell's /. Not chroot: the kernel allows no user namespace in one, and tests make some
@@ -77,10 +55,8 @@ enter() { # $1 becomes this shell's /. Not chroot: the kernel allows no user nam
 }
 
 inside() { # a command in the fresh root, with nothing of this environment but its way to the network
-    local name settings=()
-    for name in $(compgen -e | grep -iE '^(pip_.*|(https?|ftp|all|no)_proxy|ssl_cert_(file|dir)|requests_ca_bundle)$'); do
-        settings+=("$name=${!name}")
-    done
+    local settings
+    mapfile -t settings < <(network_settings)
     env -i PATH="$standard_path" HOME=/root "${settings[@]}" /bin/sh -c "cd /root/quaymaster && $1" </dev/null
 }
 
