@@ -7,7 +7,7 @@ export PYTHON
 .DEFAULT_GOAL := help
 
 bin := .venv/bin
-TESTS ?= $(wildcard tests/unit tests/contract tests/system tests/booted tests/packaging)
+TESTS ?= $(wildcard tests/unit tests/contract tests/system tests/network tests/booted tests/packaging)
 PYTEST_ARGS ?=
 BENCH ?=
 

@@ -6,6 +6,7 @@
     ├── StoreError                the state directory cannot be used                       exit 1
     │   ├── StoreBusy             another quaymaster holds it
     │   ├── StoreDamaged          the database is corrupt
+    │   ├── StoreLost             it is gone, or older than it was
     │   ├── StoreFull             the disk under it is full
     │   ├── StoreUnwritable       read-only, or no permission
     │   └── StoreTooNew           written by a newer quaymaster
@@ -88,6 +89,10 @@ class StoreBusy(StoreError):
 
 class StoreDamaged(StoreError):
     code = "store-damaged"
+
+
+class StoreLost(StoreError):
+    code = "store-lost"
 
 
 class StoreFull(StoreError):

@@ -76,3 +76,38 @@ def key_for(template: str, *, watch: str, path: bytes, host: str, suffix: str = 
     )
     # An empty {dir} leaves a doubled or leading slash behind.
     return re.sub("/{2,}", "/", key).lstrip("/")
+
+
+def path_of(template: str, key: str, *, watch: str, host: str, suffix: str = "") -> bytes | None:
+    """The path whose key this is, when the template tells it; None for other keys. ``suffix`` is what compression
+    added. A version's number (``reads~2.fastq``) stays in the name: it may be the file's own."""
+    fixed = {"watch": escape(os.fsencode(watch)), "host": escape(os.fsencode(host))}
+    groups = {"path": "(?P<path>.+)", "dir": "(?P<dir>.*)", "name": "(?P<name>[^/]+)"}
+    pattern, seen = "", set[str]()
+    for literal, name, _, _ in string.Formatter().parse(template):
+        pattern += re.escape(literal)
+        if name in fixed:
+            pattern += re.escape(fixed[name])
+        elif name in seen:
+            pattern += f"(?P={name})"
+        elif name is not None:
+            pattern += groups[name]
+            seen.add(name)
+    if not (
+        key.endswith(suffix)
+        and (found := re.fullmatch(pattern, key.removesuffix(suffix) if suffix else key, re.DOTALL))
+    ):
+        return None
+    parts = found.groupdict()
+    if "path" in parts:
+        text = parts["path"]
+    elif "dir" in parts and "name" in parts:
+        text = os.path.join(parts["dir"], parts["name"])
+    else:
+        return None
+    try:
+        path = unescape(text)
+    except NameRefused:
+        return None
+    same = key_for(template, watch=watch, path=path, host=host, suffix=suffix) == key
+    return path if same else None

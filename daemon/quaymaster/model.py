@@ -121,11 +121,11 @@ class Stored:
     checksum: str = ""
     """``ALGORITHM:value`` as the destination keeps it, e.g. ``SHA256:<base64>`` or ``sha256:<hex>``; empty if none."""
     metadata: Mapping[str, str] = field(default_factory=dict)
+    evidence: str = ""
+    """How the stored bytes were proven: ``sha256``, ``sha256-parts``, ``crc64nvme``, ``md5``, ``readback`` …"""
     mtime: float = 0.0
     """When it was last modified, in seconds since the epoch, as the destination tells it (S3: when it was stored; a
     directory: of the source); 0 if unknown."""
-    evidence: str = ""
-    """How the stored bytes were proven: ``sha256``, ``sha256-parts``, ``crc64nvme``, ``md5``, ``readback`` …"""
 
 
 @dataclass(frozen=True, slots=True)

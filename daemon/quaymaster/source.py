@@ -14,6 +14,10 @@ import errno
 import os
 import stat
 import struct
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from quaymaster.errors import (
     OutOfSpace,
@@ -61,14 +65,54 @@ def source_error(error: OSError, where: str) -> TransferError:
             return SourceUnavailable(f"{where} cannot be read now ({reason})", "It is tried again")
 
 
-class Root:
-    """The directory of one watch (a real path: resolve links in it beforehand).
+class Pulse:
+    """Questions to one filesystem that it has not answered yet, as seen by other threads.
 
-    Nothing is kept open, so that an unmounted or replaced directory is noticed at the next call.
+    A server that is down lets a call hang for ever, and no timeout helps. So whoever asks enters the pulse for as long
+    as the call takes, and whoever wants to know reads :meth:`silence`.
     """
 
-    def __init__(self, path: str, *, hard_links: bool = False) -> None:
+    def __init__(self, monotonic: Callable[[], float] = time.monotonic) -> None:
+        self._monotonic = monotonic
+        self._asked: dict[int, float] = {}
+
+    def __enter__(self) -> None:
+        self._asked[threading.get_ident()] = self._monotonic()
+
+    def __exit__(self, *_: object) -> None:
+        self._asked.pop(threading.get_ident(), None)
+
+    def beat(self) -> None:
+        """There was an answer, and this thread asks the next question."""
+        if threading.get_ident() in self._asked:
+            self.__enter__()
+
+    @contextmanager
+    def elsewhere(self) -> Iterator[None]:
+        """For what takes time on the way and is not the filesystem's fault."""
+        asking = self._asked.pop(threading.get_ident(), None) is not None
+        try:
+            yield
+        finally:
+            if asking:
+                self.__enter__()
+
+    def silence(self) -> float:
+        """Seconds for which the oldest question has been waiting; 0 when there is none."""
+        asked = self._asked.copy().values()
+        return max(0.0, self._monotonic() - min(asked)) if asked else 0.0
+
+
+class Root:
+    """The directory of one watch. Links in its own path are followed, none below it.
+
+    Nothing is kept open, so that an unmounted or replaced directory is noticed at the next call. ``pulse`` is for those
+    who call: nothing here enters it.
+    """
+
+    def __init__(self, path: str, *, hard_links: bool = False, pulse: Pulse | None = None) -> None:
         self.path = path
+        self.pulse = pulse or Pulse()
         self._hard_links = hard_links
 
     def __fspath__(self) -> str:

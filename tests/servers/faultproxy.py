@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import http.client
+import io
 import socket
 import struct
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -47,6 +49,10 @@ class Response:
     status: int
     headers: dict[str, str] = field(default_factory=dict)
     body: bytes = b""
+    pace: float = 0.0
+    """Seconds before each of the first 40 bytes on the wire (a "slow loris")."""
+    cut: float = 1.0
+    """The share of the answer after which the connection is reset; 1 is all of it, and no reset."""
 
 
 class Reset(Exception):
@@ -196,6 +202,27 @@ class _Handler(BaseHTTPRequestHandler):
             connection.close()
 
     def _respond(self, request: Request, response: Response) -> None:
+        if response.cut == 1.0 and not response.pace:
+            self._write(request, response)
+            return
+        wire, self.wfile = self.wfile, io.BytesIO()
+        try:
+            self._write(request, response)
+            data = self.wfile.getvalue()
+        finally:
+            self.wfile = wire
+        data, whole = data[: int(len(data) * response.cut)], response.cut == 1.0
+        slow = 40 if response.pace else 0
+        for byte in data[:slow]:
+            time.sleep(response.pace)
+            self.wfile.write(bytes([byte]))
+            self.wfile.flush()
+        self.wfile.write(data[slow:])
+        self.wfile.flush()
+        if not whole:
+            raise Reset
+
+    def _write(self, request: Request, response: Response) -> None:
         self.send_response_only(response.status)
         for name, value in response.headers.items():
             if name not in ("transfer-encoding", "connection", "content-length"):

@@ -7,8 +7,9 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
-# What the service itself keeps beside the objects: probes of the endpoint, and claims to a key about to be published.
-OWN = (".quaymaster-probe/", ".quaymaster-claim/")
+# What the service itself keeps beside the objects: probes of the endpoint, claims to keys about to be published, and
+# heads of the custody log.
+OWN = (".quaymaster-probe/", ".quaymaster-claim/", ".quaymaster-custody/")
 
 
 @dataclass

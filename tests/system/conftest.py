@@ -55,9 +55,10 @@ class Home:
         return path
 
     def arrived(self) -> dict[bytes, bytes]:
-        """Every file below the archive, hidden ones too: path below it -> content."""
+        """Every file below the archive, hidden ones too, but for heads of the custody log: path below it -> content."""
         root = os.fsencode(self.archive)
-        return {os.path.relpath(path, root): content_of(path) for path in files_below(root)}
+        found = {os.path.relpath(path, root): path for path in files_below(root)}
+        return {name: content_of(path) for name, path in found.items() if not name.startswith(b".quaymaster-custody/")}
 
     def leftovers(self) -> list[bytes]:
         """What an interrupted delivery could leave: parts, files set aside, staged copies."""

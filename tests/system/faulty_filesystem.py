@@ -39,31 +39,48 @@ class FaultyFilesystem:
         self.held, self.seen, self._faults = below / "held", below / "seen", below / "faults.json"
         for directory in (self.held, self.seen):
             directory.mkdir(parents=True)
+        self._processes: list[subprocess.Popen[bytes]] = []
         self.fail()
 
     def fail(self, **faults: str) -> None:
-        """From now on these operations (link, read, fsync …), and no others, fail with the named errno."""
+        """From now on these operations (link, read, fsync …), and no others, fail with the named errno; or with "hang"
+        give no answer until they are told to do otherwise. ``every`` means all that are not named."""
         scratch = self._faults.with_suffix(".new")
         scratch.write_text(json.dumps(faults))
         scratch.replace(self._faults)
 
-    def __enter__(self) -> FaultyFilesystem:
-        self._process = subprocess.Popen([sys.executable, __file__, self.held, self.seen, self._faults])
+    def mount(self) -> None:
+        process = subprocess.Popen([sys.executable, __file__, self.held, self.seen, self._faults])
+        self._processes.append(process)
         deadline = time.monotonic() + 15
         while not os.path.ismount(self.seen):
-            assert self._process.poll() is None, "the filesystem did not start"
+            assert process.poll() is None, "the filesystem did not start"
             assert time.monotonic() < deadline, "the filesystem was not mounted"
             time.sleep(0.02)
+
+    def unmount(self) -> None:
+        """Lazily: what is open stays so."""
+        command = ["umount", "-l"] if os.geteuid() == 0 else ["fusermount3", "-u", "-z"]
+        subprocess.run([*command, self.seen], check=False)
+
+    def die(self) -> None:
+        """The process ends without unmounting: ENOTCONN from now on."""
+        self._processes[-1].kill()
+        self._processes[-1].wait()
+
+    def __enter__(self) -> FaultyFilesystem:
+        self.mount()
         return self
 
     def __exit__(self, *_: object) -> None:
-        command = ["umount", "-l"] if os.geteuid() == 0 else ["fusermount3", "-u", "-z"]
-        subprocess.run([*command, self.seen], check=False)
-        try:
-            self._process.wait(5)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+        self.fail()  # so that nothing hangs any more
+        self.unmount()
+        for process in self._processes:
+            try:
+                process.wait(5)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
 
 
 def _serve(held: str, seen: str, faults: str) -> None:
@@ -79,7 +96,7 @@ def _serve(held: str, seen: str, faults: str) -> None:
         _operations(mfusepy.Operations, held, faults),
         seen,
         foreground=True,
-        nothreads=True,
+        nothreads=False,  # so that one call that hangs does not hold up the others
         use_ino=True,
         hard_remove=True,
     )
@@ -89,10 +106,15 @@ def _operations(base: Any, held: str, faults: str) -> Any:
     def under(path: str) -> str:
         return held + path
 
+    def told(name: str) -> str:
+        with open(faults) as file:
+            known: dict[str, str] = json.load(file)
+        return known.get(name, known.get("every", ""))
+
     def guarded(name: str, act: Callable[..., Any]) -> Callable[..., Any]:
         def operation(self: object, *arguments: Any) -> Any:
-            with open(faults) as file:
-                code = json.load(file).get(name)
+            while (code := told(name)) == "hang":
+                time.sleep(0.02)
             if code:
                 raise OSError(getattr(errno, code), os.strerror(getattr(errno, code)))
             answer = act(*arguments)

@@ -23,7 +23,21 @@ PROGRAM = "quaymaster"
 DEBUG = "QUAYMASTER_DEBUG"
 COMPLETE = "_QUAYMASTER_COMPLETE"
 
-COMMANDS = ("run", "check", "config", "status", "jobs", "why", "prove", "audit")
+COMMANDS = (
+    "run",
+    "check",
+    "config",
+    "status",
+    "jobs",
+    "why",
+    "prove",
+    "verify",
+    "restore",
+    "accept",
+    "audit",
+    "doctor",
+    "rebuild",
+)
 """Each is the object ``command`` of the module with its name."""
 
 

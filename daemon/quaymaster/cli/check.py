@@ -14,7 +14,6 @@ from quaymaster.errors import ConfigError, IntegrityError, QuaymasterError
 
 if TYPE_CHECKING:
     from quaymaster.config import Config
-    from quaymaster.destinations.base import Destination
 
 
 @click.command("check")
@@ -67,11 +66,13 @@ def _print(config: Config, warnings: list[str], found: list[Record]) -> None:
 
 
 def _try_destinations(config: Config) -> list[Record]:
+    from quaymaster.service.doctor import places
+
     found = []
     for name in config.destinations:
         tried: Record = {"name": name, "ok": True, "facts": [], "error": "", "exit": 0}
         try:
-            for destination in _build(config, name):
+            for _, destination in places(config, name):
                 try:
                     tried["facts"] += destination.check()
                 finally:
@@ -81,17 +82,3 @@ def _try_destinations(config: Config) -> list[Record]:
             tried |= {"ok": False, "error": str(error), "exit": code}
         found.append(tried)
     return found
-
-
-def _build(config: Config, name: str) -> list[Destination]:
-    """What stands behind one name: a destination, or for one of type "beside" the directory of each of its watches."""
-    from quaymaster.service import build
-
-    shared = build.destination(config, name, lambda _: None)
-    if shared is not None:
-        return [shared]
-    return [
-        build.lane(config, watch, {}, lambda _: None, lambda: True).route.destinations[name]
-        for watch in config.watches.values()
-        if name in watch.destinations
-    ]

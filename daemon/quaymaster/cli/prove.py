@@ -19,8 +19,9 @@ if TYPE_CHECKING:
 
 @click.command("prove")
 @click.argument("path")
+@click.option("--bundle", metavar="DIR", help="Also write the evidence there, to be checked with sha256sum alone.")
 @in_session
-def command(session: Session, path: str) -> int:
+def command(session: Session, path: str, bundle: str | None) -> int:
     """Print the proof of every delivery of a file: digests, what the destination holds, and the custody log.
 
     The file itself may be gone. The whole custody log is checked first: each entry holds the SHA-256 of the one
@@ -31,6 +32,7 @@ def command(session: Session, path: str) -> int:
     Examples:
       quaymaster prove /srv/sequencer/run7/reads.fastq
       quaymaster prove run7/reads.fastq --json > proof.json
+      quaymaster prove run7/reads.fastq --bundle evidence && sh evidence/check.sh reads.fastq
     """
     from quaymaster.store import Filter
 
@@ -42,6 +44,11 @@ def command(session: Session, path: str) -> int:
         jobs = [job for job in store.jobs(which) if job.version.path == place.path] if place.path else []
         custody = {job.id: store.history(job) for job in jobs}
         fault = _fault(store, deliveries, custody)
+        if bundle and deliveries and not fault:
+            from quaymaster.cli import bundle as evidence
+
+            entries = sorted((entry for job in jobs for entry in custody[job.id]), key=lambda entry: entry.seq)
+            evidence.write(bundle, store, entries, shown=place.shown, watch=place.watch.name)
     if session.json:
         print(show.as_json(_record(place, jobs, deliveries, custody, fault)))
     elif deliveries:
@@ -63,7 +70,7 @@ def _fault(store: Store, deliveries: list[Delivery], custody: dict[int, list[Ent
     for delivery in deliveries:
         expected = ledger.details(delivery.proof).items()
         said = [entry.fields for entry in custody.get(delivery.proof.job, ())]
-        logged = [fields for fields in said if fields.get("kind") == "delivered"]
+        logged = [fields for fields in said if fields.get("kind") in ("delivered", "adopted")]
         if not any(expected <= fields.items() for fields in logged):
             where = show.plain(delivery.proof.destination)
             return f"The ledger's delivery to {where} (job {delivery.proof.job}) is not what the custody log says"

@@ -70,6 +70,7 @@ def snapshot(config: Config, store: Store, pid: int | None, now: float) -> Recor
         "totals": _tally(counts.values()),
         "next_retry": store.next_retry(),
         "oldest_open": store.oldest_open(),
+        "verify": _verify(config, reports),
         "watches": _watches(config, reports, counts, running=pid is not None),
         "destinations": _destinations(config, reports, running=pid is not None),
         "running": _running(store.jobs(_states(State.RUNNING)), reports, pid, now),
@@ -90,6 +91,24 @@ def _service(reports: _Reports, pid: int | None) -> Record:
     if said.get("pid") != pid:  # it has the lock and has not said yet that it is ready
         return {"state": "starting", "pid": pid, "version": None, "started_at": None}
     return {key: said.get(key) for key in ("state", "pid", "version", "started_at")}
+
+
+def _verify(config: Config, reports: _Reports) -> Record:
+    """The last run of the schedule, as service/scrubber.py reports it."""
+    _, said = reports.get("verify", (0.0, {}))
+    names = (
+        "level",
+        "started_at",
+        "seconds",
+        "complete",
+        "copies",
+        "good",
+        "missing",
+        "changed",
+        "damaged",
+        "unreachable",
+    )
+    return {"interval": config.verify.interval, "last": {name: said.get(name) for name in names} if said else None}
 
 
 def _tally(of_watches: Iterable[Mapping[State, tuple[int, int]]]) -> dict[str, dict[str, int]]:
@@ -116,6 +135,7 @@ def _watches(
                 "mode": said.pop("mode", None) or (configured.mode if configured else None),
                 "state": state if configured else "not configured",
                 "reason": said.pop("reason", "") or "",
+                "since": said.pop("since", None) or None,
                 "jobs": _tally([counts.get(name, {})]),
                 "seen": {key: value for key, value in said.items() if key != "name"},
             }
@@ -189,7 +209,7 @@ def render(found: Record, columns: int, lines: int, now: float) -> list[str]:
     """At most ``lines`` lines of ``columns``; 0: as many as there are."""
     sections = [
         [_head(found, columns, now)],
-        _watch_rows(found["watches"], columns),
+        _watch_rows(found["watches"], columns, now),
         _destination_rows(found["destinations"], columns),
         _running_rows(found, columns, now),
         _parked_rows(found["parked"], found["totals"]["parked"]["jobs"], columns),
@@ -214,7 +234,17 @@ def _head(found: Record, columns: int, now: float) -> list[str]:
         parts.append(part)
     oldest = found["oldest_open"]
     age = f"oldest undelivered file: {show.duration(now - oldest)} in the queue" if oldest else "nothing undelivered"
-    return [*_flow([life, process], columns), *_flow(parts, columns), age]
+    verified = [_verified(found["verify"]["last"], now)] if found["verify"]["last"] else []
+    return [*_flow([life, process], columns), *_flow(parts, columns), age, *verified]
+
+
+def _verified(last: Record, now: float) -> str:
+    faults = {name: last[name] for name in ("missing", "changed", "damaged") if last[name]}
+    said = ", ".join(f"{show.count(number)} {name.upper()}" for name, number in faults.items()) or "no fault"
+    if last["unreachable"] or not last["complete"]:
+        said += "; not all could be looked at"
+    age = show.duration(now - last["started_at"])
+    return f"copies verified {age} ago ({last['level']}): {show.count(last['good'])} good, {said}"
 
 
 def _flow(parts: list[str], columns: int) -> list[str]:
@@ -228,7 +258,7 @@ def _flow(parts: list[str], columns: int) -> list[str]:
     return lines
 
 
-def _watch_rows(watches: list[Record], columns: int) -> _Rows:
+def _watch_rows(watches: list[Record], columns: int, now: float) -> _Rows:
     if not watches:
         return []
     shown = sorted(
@@ -248,9 +278,16 @@ def _watch_rows(watches: list[Record], columns: int) -> _Rows:
     title, *lines = show.table(header, cells)
     rows = [[title]]
     for watch, line in zip(shown, lines, strict=True):
-        told = [text for text in (watch["reason"], _not_taken(watch["seen"])) if text]
+        told = [text for text in (_reason(watch, now), _not_taken(watch["seen"])) if text]
         rows.append([line, *(part for text in told for part in show.wrapped(text, columns, 2, 4))])
     return rows
+
+
+def _reason(watch: Record, now: float) -> str:
+    if not watch["reason"] or not watch["since"]:
+        return str(watch["reason"])
+    lasted = show.duration(now - watch["since"])
+    return f"for {lasted}, since {show.when(watch['since'])}: {watch['reason']}"
 
 
 def _not_taken(seen: Record) -> str:

@@ -199,7 +199,7 @@ def _of_job(job: Job, found: _Findings) -> list[str]:
     if job.state is not State.DONE or not found.deliveries:
         lines.append(records.state_sentence(job))
     if job.state is State.DONE and not found.deliveries:
-        lines.append(f"there was nothing to send: it stays as it is; why: quaymaster jobs {job.id}")
+        lines.append(f"there was nothing to send: it was restored, or stays as it is; see: quaymaster jobs {job.id}")
     if job.state in (State.PARKED, State.DROPPED):
         lines.append(f"when the cause is mended: quaymaster jobs retry {job.id}")
     disposals = {delivery.disposal for delivery in found.deliveries if delivery.disposal not in ("", "kept")}

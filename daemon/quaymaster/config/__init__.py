@@ -21,6 +21,7 @@ from quaymaster.config.schema import (
     Limits,
     S3Destination,
     Service,
+    Verify,
     Watch,
 )
 from quaymaster.config.show import to_json, to_toml
@@ -36,6 +37,7 @@ __all__ = [
     "Limits",
     "S3Destination",
     "Service",
+    "Verify",
     "Watch",
     "load",
     "problems_on_disk",

@@ -57,8 +57,15 @@ def read(path: str, problems: Problems) -> Documents:
     return documents
 
 
+def drop_in_directory(name: str) -> str:
+    """``conf.d``, or for a service of another name (``quaymaster@lab.service``, lab.toml) one of its own: ``lab.d``.
+    So what belongs to one service is never taken by two."""
+    stem = name.removesuffix(".toml")
+    return "conf.d" if stem in (name, "quaymaster") else f"{stem}.d"
+
+
 def _drop_ins(path: str, problems: Problems) -> list[str]:
-    directory = os.path.join(os.path.dirname(path), "conf.d")
+    directory = os.path.join(os.path.dirname(path), drop_in_directory(os.path.basename(path)))
     try:
         names = sorted(os.listdir(directory))
     except FileNotFoundError:

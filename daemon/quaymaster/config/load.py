@@ -23,6 +23,7 @@ from quaymaster.config.schema import (
     Limits,
     S3Destination,
     Service,
+    Verify,
     Watch,
 )
 from quaymaster.config.units import MIB, quoted
@@ -41,6 +42,7 @@ _DESTINATIONS: dict[str, type[S3Destination] | type[DirectoryDestination] | type
 _TABLES: dict[str, tuple[type[BaseModel], ...]] = {
     "service": (Service,),
     "limits": (Limits,),
+    "verify": (Verify,),
     "destination": tuple(_DESTINATIONS.values()),
     "watch": (Watch,),
 }
@@ -67,7 +69,8 @@ def load(path: str = DEFAULT_PATH, environ: Mapping[str, str] = os.environ, mach
     problems = Problems(path)
     documents = read(path, problems)
     tables = _Tables(documents, problems, machine or Machine.here())
-    service, limits = tables.service(), tables.limits()
+    service, limits = tables.service(_own_directories(path, environ)), tables.limits()
+    verify = tables.verify()
     destinations, watches = tables.destinations(), tables.watches()
     disabled = _compression_disabled(environ, problems)
     rules.check(service, destinations, watches, problems)
@@ -76,6 +79,7 @@ def load(path: str = DEFAULT_PATH, environ: Mapping[str, str] = os.environ, mach
     config = Config(
         service=service,
         limits=limits,
+        verify=verify,
         destinations=destinations,
         watches=watches,
         compression_disabled=disabled,
@@ -84,6 +88,21 @@ def load(path: str = DEFAULT_PATH, environ: Mapping[str, str] = os.environ, mach
     config = config.model_copy(update={"digest": show.digest(config)})
     config._places.update(_places(documents))
     return config
+
+
+def _own_directories(path: str, environ: Mapping[str, str]) -> dict[str, str]:
+    """Where state and staging are unless the configuration says it: the directories that systemd made for this service
+    (systemd.exec(5), StateDirectory=), and for the commands beside it what these are by default: those of
+    ``quaymaster@lab.service`` (/etc/quaymaster/lab.toml) have its name."""
+    found = {}
+    folder, name = os.path.split(os.path.abspath(path))
+    instance = name.removesuffix(".toml")
+    if folder == os.path.dirname(DEFAULT_PATH) and name not in (instance, os.path.basename(DEFAULT_PATH)):
+        found = {key: os.path.join(Service.model_fields[key].default, instance) for key in ("state_dir", "staging_dir")}
+    for key, variable in (("state_dir", "STATE_DIRECTORY"), ("staging_dir", "CACHE_DIRECTORY")):
+        if given := environ.get(variable, "").partition(":")[0]:
+            found[key] = given
+    return found
 
 
 class _Tables:
@@ -101,8 +120,8 @@ class _Tables:
                 advice = f"did you mean {headers[close]}?" if close else f"there are {', '.join(headers.values())}"
                 problems.add((key,), f"is not known; {advice}", table=isinstance(value, dict))
 
-    def service(self) -> Service:
-        return self._model(Service, self._table("service"), ("service",)) or Service()
+    def service(self, own: Mapping[str, str]) -> Service:
+        return self._model(Service, {**own, **self._table("service")}, ("service",)) or Service()
 
     def limits(self) -> Limits:
         table = {"memory": "25%", "compress_threads": "auto"} | self._table("limits")
@@ -119,6 +138,9 @@ class _Tables:
                 self._problems.add(("limits", "compress_threads"), 'must be "auto" or a whole number without quotes')
             table["compress_threads"] = self._machine.compress_threads
         return self._model(Limits, table, ("limits",)) or Limits()
+
+    def verify(self) -> Verify:
+        return self._model(Verify, self._table("verify"), ("verify",)) or Verify()
 
     def destinations(self) -> dict[str, Destination]:
         found: dict[str, Destination] = {}

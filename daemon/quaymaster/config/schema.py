@@ -109,6 +109,16 @@ class Limits(_Table):
     """Bytes that must stay free on the file system of the staging directory."""
 
 
+class Verify(_Table):
+    """The copies at the destinations are compared with the ledger on a schedule (PRODUCT I7)."""
+
+    interval: Annotated[float | None, Duration(SHORTEST_WAIT, word="none")] = None
+    """Seconds from the beginning of one run to that of the next; None: only ``quaymaster verify`` does it."""
+    level: Literal["listing", "checksum", "readback"] = "checksum"
+    budget: Annotated[int | None, Bytes(word="none")] = 10 * GIB
+    """Bytes that one run may read back."""
+
+
 class S3Destination(_Table):
     name: str
     type: Literal["s3"] = "s3"
@@ -255,6 +265,14 @@ class Watch(_Table):
     """Seconds more for each GiB of the file."""
     marker: str | None = None
     """Name of the file that says "this directory is complete"."""
+    sentinel: str | None = None
+    """Name of a file that is there as long as the right file system is; a relative path."""
+    hang_after: Annotated[float, Duration(SHORTEST_WAIT, 3600)] = 30.0
+    """Seconds without an answer from the file system, after which the watch counts as away."""
+    fetchers: int = Field(1, ge=1, le=64)
+    """Files at once that are copied to local staging, or read where nothing is staged, from a network file system."""
+    uploaders: int = Field(1, ge=1, le=64)
+    """Files at once that are compressed and written beside their sources on a network file system."""
     compress: Compress | None = None
     key: str = "{watch}/{path}"
     verify: Literal["checksum", "readback"] = "checksum"
@@ -302,6 +320,19 @@ class Watch(_Table):
             raise ValueError(f'{quoted(name)} is not a file name; write a plain name such as "CopyComplete.txt"')
         return name
 
+    @field_validator("sentinel")
+    @classmethod
+    def _sentinel_name(cls, name: str | None) -> str | None:
+        # Plain enough to be a pattern too: the sentinel itself is never taken.
+        if name is not None and not re.fullmatch(r"(?!.*(^|/)\.{1,2}(/|$))[A-Za-z0-9._-]+(/[A-Za-z0-9._-]+)*", name):
+            raise ValueError(f'{quoted(name)} is not such a name; write one like ".quaymaster-sentinel"')
+        return name
+
+    @property
+    def ignored(self) -> tuple[str, ...]:
+        """The patterns of ``ignore``, and the sentinel."""
+        return (*self.ignore, f"/{self.sentinel}") if self.sentinel else self.ignore
+
     @field_validator("key")
     @classmethod
     def _key_template(cls, template: str) -> str:
@@ -321,6 +352,7 @@ class Config(_Table):
 
     service: Service = Field(default_factory=Service)
     limits: Limits = Field(default_factory=Limits)
+    verify: Verify = Field(default_factory=Verify)
     destinations: dict[str, Destination] = Field(default_factory=dict)
     watches: dict[str, Watch] = Field(default_factory=dict)
     compression_disabled: bool = False

@@ -23,6 +23,7 @@ Setting = tuple[tuple[str, ...], object, str]
 def settings(config: Config) -> Iterator[Setting]:
     yield from _table(config.service, "service")
     yield from _table(config.limits, "limits")
+    yield from _table(config.verify, "verify")
     for name, destination in config.destinations.items():
         yield from _table(destination, "destination", name)
     for name, watch in config.watches.items():

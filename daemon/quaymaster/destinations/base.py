@@ -126,6 +126,11 @@ class Destination(Protocol):
         """What is there now under ``key``, or None. Costs one round trip and reads no content."""
         ...
 
+    def holding(self, key: str, digests: Digests) -> Stored | None:
+        """The object under ``key`` if its content is proven to be ``digests``; None for another one, or none. May
+        read it."""
+        ...
+
     def listing(self, prefix: str = "") -> Iterator[Stored]:
         """Everything under keys that begin with ``prefix``, in no particular order, with key, size, ETag and mtime, but
         without checksum and metadata: that takes one ``stat`` each. What quaymaster keeps for itself (``OWN``) is left

@@ -26,7 +26,7 @@ import secrets
 import stat
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from quaymaster import keys
 from quaymaster.destinations import disk
@@ -74,7 +74,11 @@ class Directory:
         emit: Emit,
         tag: str | None = None,
         token: Callable[[], str] = lambda: secrets.token_hex(8),
+        anchor: Callable[[int | None], None] = lambda _: None,
     ) -> None:
+        """``anchor`` is given a descriptor of the root each time it is entered, or None when it cannot be, and raises
+        Unreachable when what belongs there is not mounted."""
+        self._anchor = anchor
         self.name = name
         self.path = path
         self._emit = emit
@@ -122,13 +126,28 @@ class Directory:
             except FileNotFoundError:
                 return None
             try:
-                return self.present(directory, place.leaf, key)
+                found = self.present(directory, place.leaf, key)
+                return found and replace(found, metadata=_attributes(directory, place.leaf))
+            except FileNotFoundError:
+                return None
             finally:
                 os.close(directory)
 
+    def holding(self, key: str, digests: Digests) -> Stored | None:
+        present = self.stat(key)
+        if present is None or present.size != digests.size:
+            return None
+        total = hashlib.sha256()
+        with self.read(present) as pieces:
+            for piece in pieces:
+                total.update(piece)
+        if total.hexdigest() != digests.sha256:
+            return None
+        return replace(present, checksum=f"sha256:{digests.sha256}", evidence="readback")
+
     def listing(self, prefix: str = "") -> Iterator[Stored]:
         with disk_errors(self.path):
-            root = disk.open_root(self.path)
+            root = self.open_root()
             try:
                 # Links are not followed: what they lead to is not what was put here.
                 for folder, folders, files, directory in os.fwalk(b".", dir_fd=root, onerror=_raise):
@@ -240,7 +259,7 @@ class Directory:
         """
         removed = 0
         with disk_errors(self.path):
-            root = disk.open_root(self.path)
+            root = self.open_root()
             try:
                 for _, _, files, directory in os.fwalk(b".", dir_fd=root):
                     for name in filter(_PART.fullmatch, files):
@@ -290,9 +309,22 @@ class Directory:
     def where(self, key: str) -> str:
         return shown(os.path.join(os.fsencode(self.path), keys.unescape(key)))
 
+    def open_root(self) -> int:
+        try:
+            directory = disk.open_root(self.path)
+        except TransferError:
+            self._anchor(None)
+            raise
+        try:
+            self._anchor(directory)
+        except BaseException:
+            os.close(directory)
+            raise
+        return directory
+
     def open_folder(self, folders: tuple[bytes, ...], *, create: bool = False) -> tuple[int, int]:
         """A descriptor of the directory that a name is in, and how many of its last components were made for it."""
-        directory, made = disk.open_root(self.path), 0
+        directory, made = self.open_root(), 0
         for depth, folder in enumerate(folders, 1):
             new: list[int] = []
             try:
@@ -491,6 +523,12 @@ class DirectoryUpload:
                 with suppress(OSError):
                     os.close(descriptor)
         self._file = self._directory = -1
+
+
+def _attributes(directory: int, leaf: bytes) -> dict[str, str]:
+    """What the file itself keeps of its source, in the words of an object's metadata."""
+    status = os.stat(leaf, dir_fd=directory, follow_symlinks=False)
+    return {"quaymaster-mtime": str(status.st_mtime_ns), "quaymaster-mode": f"{stat.S_IMODE(status.st_mode):04o}"}
 
 
 def _raise(error: OSError) -> None:

@@ -119,6 +119,9 @@ class S3:
     def stat(self, key: str) -> Stored | None:
         return self._objects.head(key)
 
+    def holding(self, key: str, digests: Digests) -> Stored | None:
+        return self._objects.holding(key, digests)
+
     def listing(self, prefix: str = "") -> Iterator[Stored]:
         return (
             found for found in self._objects.listing(prefix) if prefix.startswith(OWN) or not found.key.startswith(OWN)

@@ -7,14 +7,14 @@ import hashlib
 import string
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import quote, unquote
 
 from quaymaster.destinations.s3_probe import plain_etag
 from quaymaster.destinations.s3_wire import AbsentError, UploadGone, Wire
 from quaymaster.errors import Conflict, DestinationMissing, IntegrityError, PermanentError
-from quaymaster.model import Stored
+from quaymaster.model import Digests, Stored
 
 PIECE = 1 << 20  # bytes; the most that read() yields at once
 
@@ -150,6 +150,18 @@ class Objects:
             for piece in pieces:
                 digest.update(piece)
         return digest.hexdigest()
+
+    def holding(self, key: str, digests: Digests) -> Stored | None:
+        """By the SHA-256 that the server keeps of the whole, else by reading the object."""
+        present = self.head(key)
+        if present is None or present.size != digests.size:
+            return None
+        told = present.checksum.removeprefix("SHA256:")
+        if told != present.checksum and "-" not in told:
+            same, evidence = base64.b64decode(told).hex() == digests.sha256, "sha256"
+        else:
+            same, evidence = self.digest(present) == digests.sha256, "readback"
+        return replace(present, evidence=evidence) if same else None
 
     def remove(self, stored: Stored, *, atomic: bool) -> None:
         """Remove exactly this object. ``atomic``: the endpoint heeds If-Match on DELETE."""

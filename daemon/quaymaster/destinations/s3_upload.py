@@ -191,6 +191,8 @@ class S3Upload:
         if self._upload_id:
             try:
                 self._tried(lambda: abort_upload(self.objects, self._key, self._upload_id))
+                if self.put.resume:  # it may have been killed while it had the claim
+                    self._tried(self._claim().withdraw)
             except Exception as error:
                 self._left_behind = True
                 text = f"An unfinished upload of {self._where} stays there until it can be removed. {error}"
@@ -402,8 +404,11 @@ class S3Upload:
     def _alone(self, old: Stored | None) -> AbstractContextManager[None]:
         if not (self._upload_id and self.plan.claims):
             return nullcontext()
+        return self._claim().held(old.etag if old else "")
+
+    def _claim(self) -> Claim:
         level, atomic = self.able.put_checked, self.able.remove == "atomic"
-        return Claim(self.objects, self.put.key, self._token, level, atomic, self._stop).held(old.etag if old else "")
+        return Claim(self.objects, self.put.key, self._token, level, atomic, self._stop)
 
     def _condition(self, old: Stored | None, create: str) -> dict[str, str]:
         """The request's condition; with an endpoint that heeds none, the look just before (a race is possible)."""

@@ -1,6 +1,7 @@
 """Noticing files: a hint or a scan finds one, it settles, and its version goes into the queue.
 
-mounts   which filesystem a path is on, and whether it is still the same one
+mounts   which filesystem a path is on
+footing  whether it is still the one that was remembered
 scan     the one directory walker, with the rules of what is taken
 watch    inotify
 settle   when a file is whole: pure, without clock and disk

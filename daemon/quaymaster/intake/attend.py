@@ -77,12 +77,25 @@ class Attendance:
     """``step`` does a little of what is to do. SourceUnavailable from any method: the root is lost, close this."""
 
     def __init__(
-        self, watch: Watch, ground: Ground, counts: Counts, clock: Clock, known: Known, enqueue: Enqueue, emit: Emit
+        self,
+        watch: Watch,
+        ground: Ground,
+        counts: Counts,
+        clock: Clock,
+        known: Known,
+        enqueue: Enqueue,
+        emit: Emit,
+        *,
+        beat: Callable[[], None] = lambda: None,
+        scanned: Callable[[int], None] = lambda _: None,
     ) -> None:
+        """``beat`` is called after each answer of the filesystem, ``scanned`` with the number of all directory entries
+        after each full scan; it may raise SourceUnavailable."""
+        self._beat, self._scanned = beat, scanned
         self._watch, self._ground, self._counts, self._clock = watch, ground, counts, clock
         self._known, self._enqueue, self._emit = known, enqueue, emit
         self._root = Root(ground.path, hard_links=watch.hard_links)
-        self._rules = Rules(watch.include, watch.exclude, watch.ignore)
+        self._rules = Rules(watch.include, watch.exclude, watch.ignored)
         self._policy = policy_for(watch, ground)
         self._settler = Settler(self._policy)
         self._marker = os.fsencode(watch.marker or "")
@@ -209,7 +222,7 @@ class Attendance:
             path = next(iter(self._trees))
             enter = None if self._inotify is None else self._enter_any if self._trees[path] else self._inotify.watch
             del self._trees[path]
-            self._tree = batches(self._root, self._rules, Tally(), path, marker=self._marker, enter=enter)
+            self._tree = self._batches(Tally(), path, enter)
         if self._tree is not None:
             batch = next(self._tree, None)
             if batch is None:
@@ -248,13 +261,17 @@ class Attendance:
         if self._inotify is not None:
             self._inotify.begin_sweep()
             enter = self._enter_any
-        self._full = batches(self._root, self._rules, self._tally, marker=self._marker, enter=enter)
+        self._full = self._batches(self._tally, b"", enter)
         return True
+
+    def _batches(self, tally: Tally, path: bytes, enter: Callable[[bytes, int], bool] | None) -> Iterator[list[Found]]:
+        return batches(self._root, self._rules, tally, path, marker=self._marker, enter=enter, beat=self._beat)
 
     def _end_full(self) -> None:
         now = self._clock.monotonic()
         took = now - self._full_began
         self._full = None
+        self._scanned(self._tally.entries)
         if self._inotify is not None:
             self._inotify.end_sweep()
             if self.reason:
@@ -330,6 +347,7 @@ class Attendance:
         with Looks(self._root, leases=leases, wall_ns=self._clock.wall_ns() if leases else None) as looks:
             for path in sorted(due):
                 self._look(path, looks)
+                self._beat()
 
     def _look(self, path: bytes, looks: Looks) -> None:
         try:

@@ -2,6 +2,9 @@
 
 The thread finds out what the watched directory stands on, attends it until that changes, and starts over. Files are
 only ever added to the queue: that something is not there any more is never taken for a deletion.
+
+Those who carry the files ask here first: :meth:`Intake.here` whether the watch can be read now, :meth:`Intake.confirm`
+whether it really is where it was, when a file is missing or another one than expected.
 """
 
 from __future__ import annotations
@@ -10,14 +13,16 @@ import os
 import select
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from quaymaster.errors import QuaymasterError, SourceUnavailable, StoreError
 from quaymaster.intake.attend import Attendance, Clock, Counts, Enqueue, Known
-from quaymaster.intake.mounts import MOUNTINFO, Ground, read_mountinfo, survey
-from quaymaster.model import Emit, Event, Level
+from quaymaster.intake.footing import Footing, Memory
+from quaymaster.intake.mounts import MOUNTINFO, Ground
+from quaymaster.model import Emit, Event, FileVersion, Identity, Level
+from quaymaster.source import Pulse
 
 if TYPE_CHECKING:
     from quaymaster.config import Watch
@@ -30,8 +35,7 @@ _REPORT = 5.0
 
 @dataclass(frozen=True, slots=True)
 class WatchStatus:
-    """What one watch is doing. A ``heartbeat`` (monotonic seconds) older than half a minute means that its filesystem
-    hangs."""
+    """What one watch is doing. ``heartbeat`` (monotonic seconds) is when its thread last got round."""
 
     name: str
     mode: str = ""
@@ -39,6 +43,8 @@ class WatchStatus:
     state: str = "starting"
     """``starting``, ``watching``, ``degraded`` (polls instead of being told), ``outage``."""
     reason: str = ""
+    since: float = 0.0
+    """When this state began (seconds since the epoch)."""
     filesystem: str = ""
     directories: int = 0
     pending: int = 0
@@ -66,7 +72,9 @@ class Intake:
     ``known(watch, versions)`` says of each (path, identity) whether queue or ledger have it. ``enqueue(versions)``
     is durable when it returns, and returns how many were new. Both may raise StoreError: nothing is lost then, it is
     tried again. ``report`` is given the status when it changes, and every few seconds while something is going on.
-    All four are called in the watch's thread.
+    ``memory`` keeps what the directory stands on. All five are called in the watch's thread.
+
+    ``pulse`` is entered by everyone who asks the watch's filesystem something.
     """
 
     def __init__(
@@ -77,19 +85,26 @@ class Intake:
         enqueue: Enqueue,
         emit: Emit,
         report: Callable[[WatchStatus], None],
+        memory: Memory | None = None,
         monotonic: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
     ) -> None:
-        self._watch, self._known, self._enqueue, self._emit, self._report = watch, known, enqueue, emit, report
+        self._watch, self._ask_known, self._ask_enqueue, self._emit, self._report = watch, known, enqueue, emit, report
+        self.pulse = Pulse(monotonic)
         self._clock = Clock(monotonic, wall)
         self._counts = Counts()
+        self._memory = memory or Memory(watch.name, watch.path)
+        self._footing = Footing(watch, self._memory)
         self._ground: Ground | None = None
+        self._attended: Ground | None = None  # None while the watch is away
         self._away = ""
+        self._silent_since: float | None = None
+        self._doubted = False
         self._stopping = False
         self._rescan = False
         self._closing = threading.Lock()
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self._status = WatchStatus(watch.name, heartbeat=monotonic())
+        self._status = WatchStatus(watch.name, since=wall(), heartbeat=monotonic())
         self._reported_at = float("-inf")
         self._thread = threading.Thread(target=self._run, name=f"intake-{watch.name}", daemon=True)
         self.first_scan_started = threading.Event()
@@ -124,7 +139,56 @@ class Intake:
 
     def status(self) -> WatchStatus:
         """As of the last heartbeat; never waits."""
-        return self._status
+        status, since = self._status, self._silent_since
+        if since is None:
+            return status
+        return replace(status, state="outage", reason=f"No answer from {self._place()}", since=since)
+
+    # -- for those who carry the files, from any thread --
+
+    def here(self) -> bool:
+        """Whether the watch is where it was and answers, as far as is known without asking it."""
+        return self._attended is not None and self.pulse.silence() <= self._watch.hang_after
+
+    def network(self) -> bool:
+        """Whether what it stands on may hang."""
+        ground = self._attended
+        return ground is not None and ground.network
+
+    def ground(self) -> Ground | None:
+        """What it stands on; None while it is away."""
+        return self._attended
+
+    def confirm(self) -> None:
+        """Look whether the watch is where it was. Raises SourceUnavailable when it is not; may hang with it."""
+        ground = self._attended
+        if ground is None:
+            raise SourceUnavailable(self._away or f"{self._watch.path} was not looked at yet")
+        try:
+            with self.pulse:
+                if self._footing.look() != ground:
+                    raise SourceUnavailable(f"{self._watch.path} is not the same directory as before")
+        except SourceUnavailable:
+            self._attended = None  # until the watch's own thread has looked
+            self._doubted = True
+            self._rouse()
+            raise
+
+    def listen(self) -> None:
+        """To be called about once a second: tells when the filesystem has stopped answering and when it answers
+        again, which the watch's own thread cannot."""
+        silence, since = self.pulse.silence(), self._silent_since
+        if since is None and silence > self._watch.hang_after:
+            self._silent_since = self._clock.wall() - silence
+            self._say("watch-outage", Level.ERROR, f"No answer from {self._place()} for {silence:.0f} s")
+        elif since is not None and silence <= self._watch.hang_after:
+            self._silent_since = None
+            lasted = self._clock.wall() - since
+            self._say("watch-back", Level.NOTICE, f"{self._place()} answers again after {lasted:.0f} s")
+            self.rescan()
+
+    def _place(self) -> str:
+        return f"the {self._ground.filesystem}" if self._ground else f"the filesystem of {self._watch.path}"
 
     def _rouse(self) -> None:
         with self._closing:
@@ -142,17 +206,37 @@ class Intake:
                 what = str(error) if isinstance(error, QuaymasterError) else f"{type(error).__name__}: {error}"
                 self._outage(SourceUnavailable(f"{self._watch.path} could not be attended ({what})"))
 
+    def _known(self, watch: str, versions: Sequence[tuple[bytes, Identity]]) -> list[bool]:
+        with self.pulse.elsewhere():
+            return self._ask_known(watch, versions)
+
+    def _enqueue(self, versions: list[FileVersion]) -> int:
+        with self.pulse.elsewhere():
+            return self._ask_enqueue(versions)
+
     def _attend(self) -> None:
         """Attend the root until it changes, is lost (SourceUnavailable), or the service stops."""
         with open(MOUNTINFO, "rb") as mounts:
-            ground = survey(self._watch.path, read_mountinfo(), self._ground)
-            watch, clock = self._watch, self._clock
-            attendance = Attendance(watch, ground, self._counts, clock, self._known, self._enqueue, self._emit)
+            with self.pulse:
+                ground = self._footing.stand()
+            attendance = Attendance(
+                self._watch,
+                ground,
+                self._counts,
+                self._clock,
+                self._known,
+                self._enqueue,
+                self._emit,
+                beat=self.pulse.beat if ground.network else lambda: None,
+                scanned=self._footing.scanned,
+            )
             try:
                 self._arrived(ground, attendance)
                 self._keep_attending(attendance, ground, mounts.fileno())
             finally:
-                attendance.close()
+                self._attended = None
+                with self.pulse:
+                    attendance.close()
 
     def _keep_attending(self, attendance: Attendance, ground: Ground, mounts: int) -> None:
         check_at = self._clock.monotonic() + _CHECK
@@ -160,14 +244,17 @@ class Intake:
             if self._rescan:
                 self._rescan = False
                 attendance.rescan()
-            idle = attendance.step()
+            with self.pulse:
+                idle = attendance.step()
             self._publish(attendance)
             remounted = self._wait(attendance, mounts, min(idle, _CHECK))
             now = self._clock.monotonic()
-            if remounted or now >= check_at:
-                check_at = now + _CHECK
-                if survey(self._watch.path, read_mountinfo(), ground) != ground:
-                    raise SourceUnavailable(f"{self._watch.path} is not the same directory as before")
+            if remounted or self._doubted or now >= check_at:
+                check_at, self._doubted = now + _CHECK, False
+                with self.pulse:
+                    if self._footing.stand() != ground:
+                        raise SourceUnavailable(f"{self._watch.path} is not the same directory as before")
+                self._attended = ground
                 if remounted:
                     attendance.rescan()  # something below may have come or gone
 
@@ -189,7 +276,7 @@ class Intake:
         return mounts in ready
 
     def _arrived(self, ground: Ground, attendance: Attendance) -> None:
-        before, self._ground = self._ground, ground
+        before, self._ground, self._attended = self._ground, ground, ground
         how = "inotify" if attendance.mode == "inotify" else f"a scan every {self._watch.poll_interval:g} s"
         message = f"{self._watch.path} ({ground.filesystem}) is watched by {how}"
         if ground.blind and attendance.mode == "poll":
@@ -227,6 +314,7 @@ class Intake:
             mode=mode,
             state=state,
             reason=reason,
+            since=before.since if state == before.state else self._clock.wall(),
             filesystem=str(self._ground.filesystem) if self._ground else "",
             directories=directories,
             pending=pending,

@@ -9,7 +9,9 @@ from __future__ import annotations
 import os
 import re
 import stat
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 from quaymaster.errors import SourceUnavailable
 
@@ -28,6 +30,13 @@ _NETWORK_PREFIXES = ("fuse.", "nfs", "cifs", "smb")
 
 # Inode numbers are made up as files are met, and are others after the next mount.
 _INODES_PASS = {"fuse", "fuseblk", "davfs", "davfs2", "vfat", "msdos", "exfat"}
+
+# Their f_fsid (statfs(2)) is made of what is written on the disk. Others make it of the device number.
+_FSID_LASTS = {"ext2", "ext3", "ext4", "btrfs", "zfs"}
+
+_FAMILIES = {"nfs4": "nfs", "smb3": "cifs", "smb2": "cifs", "smbfs": "cifs", "ext2": "ext4", "ext3": "ext4"}
+
+_UDEV = "/run/udev/data/b{}:{}"
 
 _OCTAL = re.compile(r"\\([0-7]{3})")
 
@@ -53,6 +62,34 @@ class Filesystem:
 
 
 @dataclass(frozen=True, slots=True)
+class Mark:
+    """By what a filesystem is known again after a restart, when device names and numbers may be others."""
+
+    type: str
+    device: str
+    mount_point: str
+    name: str
+    """``server:/export`` of a network filesystem, the identifier on the disk of a local one; empty: has none."""
+
+    def is_same(self, other: Mark) -> bool:
+        """Whether both may be the same filesystem: two without a name of their own may, if they are of one kind."""
+        kinds = [_FAMILIES.get(mark.type, mark.type) for mark in (self, other)]
+        return kinds[0] == kinds[1] and (self.name == other.name or not self.name or not other.name)
+
+    def body(self) -> dict[str, str]:
+        return {"type": self.type, "device": self.device, "mount_point": self.mount_point, "name": self.name}
+
+    @classmethod
+    def of_body(cls, body: Mapping[str, Any]) -> Mark | None:
+        """None when nothing is remembered."""
+        values = [body.get(key) for key in ("type", "device", "mount_point", "name")]
+        return cls(*map(str, values)) if all(isinstance(value, str) for value in values) else None
+
+    def __str__(self) -> str:
+        return f"{self.type} filesystem {self.device} on {self.mount_point}"
+
+
+@dataclass(frozen=True, slots=True)
 class Ground:
     """What a watch stands on. Two that differ mean that the watched directory is not the same one any more."""
 
@@ -63,6 +100,10 @@ class Ground:
     filesystem: Filesystem
     blind: tuple[Filesystem, ...]
     """Filesystems mounted below ``path`` that inotify does not see."""
+    mark: Mark
+    has_sentinel: bool = field(default=True, compare=False)
+    empty: bool | None = field(default=None, compare=False)
+    """None: it was not looked at."""
 
     @property
     def inotify(self) -> bool:
@@ -94,7 +135,7 @@ def filesystem_of(path: str, mountinfo: str | None = None) -> Filesystem:
     candidates = [mount for mount in mounts if mount.parent not in ids or mount.parent == mount.id]
     found: _Mount | None = None
     while True:
-        below = [mount for mount in candidates if _within(path, mount.filesystem.mount_point) and mount is not found]
+        below = [mount for mount in candidates if is_within(path, mount.filesystem.mount_point) and mount is not found]
         if not below:
             break
         found = min(reversed(below), key=lambda mount: len(mount.filesystem.mount_point))
@@ -112,37 +153,76 @@ def blind_below(path: str, mountinfo: str | None = None) -> tuple[Filesystem, ..
         for mount in mounts
         if not mount.filesystem.inotify
         and mount.filesystem.mount_point != path
-        and _within(mount.filesystem.mount_point, path)
+        and is_within(mount.filesystem.mount_point, path)
     )
 
 
-def survey(path: str, mountinfo: str, before: Ground | None = None) -> Ground:
+def mark_of(filesystem: Filesystem, descriptor: int) -> Mark:
+    """``descriptor`` is of a directory on it. Raises OSError."""
+    name = ""
+    if filesystem.network and not filesystem.device.startswith("/dev/"):
+        name = filesystem.device
+    elif filesystem.type in _FSID_LASTS:
+        name = f"{os.fstatvfs(descriptor).f_fsid:x}"
+    else:
+        name = _udev_uuid(os.fstat(descriptor).st_dev)
+    return Mark(filesystem.type, filesystem.device, filesystem.mount_point, name)
+
+
+def _udev_uuid(device: int) -> str:
+    """What udev read from the disk of that number: it can be asked when /dev cannot be seen (PrivateDevices=)."""
+    try:
+        with open(_UDEV.format(os.major(device), os.minor(device)), encoding="utf-8", errors="replace") as file:
+            found = [line for line in file if line.startswith("E:ID_FS_UUID=")]
+    except OSError:
+        return ""
+    return found[0].partition("=")[2].strip() if found else ""
+
+
+def is_within(path: str, directory: str) -> bool:
+    return directory == "/" or path == directory or path.startswith(directory + "/")
+
+
+def survey(path: str, mountinfo: str, *, sentinel: str = "", inside: bool = False) -> Ground:
     """What the watched directory ``path`` stands on now. Raises SourceUnavailable while it cannot be used.
 
-    ``before`` is what it last stood on. When that filesystem is not mounted any more, the directory below the mount
-    point shows through, usually empty: that is an outage, not a directory without files. A filesystem that appears,
-    or another one in the same place, is taken as it is.
+    With ``inside`` it is also looked whether anything is in it.
     """
-    if before is not None:
-        now = filesystem_of(before.path, mountinfo)
-        was = before.filesystem
-        if now.mount_point != was.mount_point and _within(was.mount_point, now.mount_point):
-            raise SourceUnavailable(
-                f"The {was} is not mounted, so {path} is not there",
-                "Mount it again; if the files live elsewhere now, restart quaymaster",
-            )
     try:
         real = os.path.realpath(path, strict=True)
         descriptor = os.open(real, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             status = os.fstat(descriptor)
+            if not stat.S_ISDIR(status.st_mode):
+                raise NotADirectoryError
+            filesystem = filesystem_of(real, mountinfo)
+            return Ground(
+                real,
+                status.st_dev,
+                status.st_ino,
+                filesystem,
+                blind_below(real, mountinfo),
+                mark_of(filesystem, descriptor),
+                not sentinel or _is_there(sentinel, descriptor),
+                is_empty(descriptor) if inside else None,
+            )
         finally:
             os.close(descriptor)
     except OSError as error:
         raise unusable(path, error) from None
-    if not stat.S_ISDIR(status.st_mode):
-        raise SourceUnavailable(f"{path} is not a directory", "Correct the watch's path")
-    return Ground(real, status.st_dev, status.st_ino, filesystem_of(real, mountinfo), blind_below(real, mountinfo))
+
+
+def is_empty(descriptor: int) -> bool:
+    with os.scandir(descriptor) as entries:
+        return next(entries, None) is None
+
+
+def _is_there(name: str, directory: int) -> bool:
+    try:
+        os.stat(name, dir_fd=directory, follow_symlinks=False)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
 
 
 def unusable(path: str, error: OSError) -> SourceUnavailable:
@@ -179,7 +259,3 @@ def _filesystem(type_: str, mount_point: str, device: str) -> Filesystem:
 def _unescape(field: str) -> str:
     """Space, tab, newline and backslash stand as three octal digits; each is one byte."""
     return _OCTAL.sub(lambda match: chr(int(match.group(1), 8)), field)
-
-
-def _within(path: str, directory: str) -> bool:
-    return directory == "/" or path == directory or path.startswith(directory + "/")

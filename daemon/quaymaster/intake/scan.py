@@ -44,6 +44,8 @@ class Tally:
     """What a walk came across."""
 
     directories: int = 0
+    entries: int = 0
+    """Of any kind, whether the rules take them or not."""
     files: int = 0
     """Regular files that the rules take."""
     links: int = 0
@@ -215,6 +217,7 @@ def batches(
     *,
     marker: bytes = b"",
     enter: Callable[[bytes, int], bool] | None = None,
+    beat: Callable[[], None] = lambda: None,
 ) -> Iterator[list[Found]]:
     """The same in pieces of :data:`BATCH` entries looked at, so that a piece may be empty.
 
@@ -222,8 +225,8 @@ def batches(
     it is listed; when that returns False, the directory is left out. A directory that vanished meanwhile is no error;
     one that cannot be listed is tallied, and the rest goes on. OSError is raised for the root alone.
 
-    With a ``marker``, files below a directory without a file of that name (and with none in a directory above) are
-    not found (PRODUCT W4).
+    ``beat`` is called after each answer of the filesystem. With a ``marker``, files below a directory without a file of
+    that name (and with none in a directory above) are not found (PRODUCT W4).
     """
     stack = [(start, bool(marker) and bool(start) and has_marker(root, os.path.dirname(start), marker))]
     found: list[Found] = []
@@ -240,6 +243,8 @@ def batches(
                 with os.scandir(descriptor) as entries:
                     for entry in entries:
                         _sort(entry, directory, rules, tally, stack, found, released)
+                        beat()
+                        tally.entries += 1
                         budget -= 1
                         if not budget:
                             yield found

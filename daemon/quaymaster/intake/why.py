@@ -82,7 +82,7 @@ def _how_it_is_noticed(watch: Watch, ground: Ground) -> Evidence:
 
 
 def _rules(watch: Watch, path: bytes) -> Evidence:
-    reason = Rules(watch.include, watch.exclude, watch.ignore).reason(path)
+    reason = Rules(watch.include, watch.exclude, watch.ignored).reason(path)
     return Evidence(not reason, reason or "no rule of the watch leaves it out")
 
 

@@ -19,10 +19,10 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 from quaymaster.destinations.base import Destination, Put
-from quaymaster.errors import Conflict, IntegrityError, SourceChanged, TransferError
+from quaymaster.errors import Conflict, IntegrityError, SourceChanged, SourceUnavailable, TransferError
 from quaymaster.keys import escape
 from quaymaster.model import Job, Proof
-from quaymaster.pipeline.reader import Reader
+from quaymaster.pipeline.reader import Reader, close, status_of
 from quaymaster.source import Root, identity_of, source_error
 
 
@@ -42,12 +42,18 @@ def dispose(
     proofs: Sequence[tuple[Proof, Destination]],
     cancelled: Callable[[], bool],
     begin: Callable[[], None],
+    confirm: Callable[[], None] = lambda: None,
+    note: Callable[[str], None] = lambda token: None,
 ) -> str:
     """Carry out the rule; returns "kept", "deleted", "moved:PATH", or "gone" when somebody else removed the source
     meanwhile. Raises TransferError and leaves the source in its place when any condition does not hold. ``begin`` is
-    called before the first change and leaves ``{"disposing": true}`` in the job's checkpoint, durably."""
+    called before the first change and leaves ``{"disposing": true}`` in the job's checkpoint, durably. ``confirm``
+    raises SourceUnavailable when the whole watch is away: then nothing that is missing was removed. ``note`` leaves the
+    token of the copy that a move is making as "moving" in the checkpoint, so that a later run removes it."""
     if rule.after == "keep":
         return "kept"
+    if rule.mover is not None and job.checkpoint.get("moving"):
+        rule.mover.abandon(str(job.checkpoint["moving"]))
     for proof, destination in proofs:
         _still_there(proof, destination)
     folder, name = os.path.split(job.version.path)
@@ -55,19 +61,24 @@ def dispose(
         aside = b".qm-%d.aside" % job.id
         if not job.checkpoint.get("disposing"):
             begin()
-        if not _set_aside(directory, name, aside, root.shown(job.version.path)):
+        with root.pulse:
+            there = _set_aside(directory, name, aside, root.shown(job.version.path))
+        if not there:
+            confirm()
             # A crash between the removal and its record, or somebody else's removal.
             return _outcome(rule, job) if job.checkpoint.get("disposing") else "gone"
         try:
             source = _checked(directory, aside, job, root, proofs, cancelled)
             if rule.mover is not None:
-                _move(source, rule.mover, job, proofs[0][0], cancelled)
-            os.close(source.descriptor)
+                _move(source, rule.mover, job, proofs[0][0], cancelled, note)
+            close(root, source.descriptor)
         except BaseException:
-            _put_back(directory, aside, name, root.shown(job.version.path))
+            with root.pulse:
+                _put_back(directory, aside, name, root.shown(job.version.path))
             raise
-        os.unlink(aside, dir_fd=directory)
-        os.fsync(directory)
+        with root.pulse, _source_errors(root.shown(job.version.path)):
+            os.unlink(aside, dir_fd=directory)
+            os.fsync(directory)
     return _outcome(rule, job)
 
 
@@ -96,27 +107,32 @@ def _still_there(proof: Proof, destination: Destination) -> None:
 
 @contextmanager
 def _folder(root: Root, path: bytes) -> Iterator[int]:
-    try:
+    with root.pulse, _source_errors(root.shown(path)):
         descriptor = root.open_directory(path)
-    except OSError as error:
-        raise source_error(error, root.shown(path)) from None
     try:
         yield descriptor
     finally:
-        os.close(descriptor)
+        close(root, descriptor)
+
+
+@contextmanager
+def _source_errors(shown: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise source_error(error, shown) from None
 
 
 def _set_aside(directory: int, name: bytes, aside: bytes, shown: str) -> bool:
     """Give the source its hidden name. False when neither name exists: it is gone already."""
-    if _exists(directory, aside):  # a restart: it was set aside before
-        return True
-    try:
-        os.rename(name, aside, src_dir_fd=directory, dst_dir_fd=directory)
+    with _source_errors(shown):
+        if _exists(directory, aside):  # a restart: it was set aside before
+            return True
+        try:
+            os.rename(name, aside, src_dir_fd=directory, dst_dir_fd=directory)
+        except FileNotFoundError:
+            return False
         os.fsync(directory)
-    except FileNotFoundError:
-        return False
-    except OSError as error:
-        raise source_error(error, shown) from None
     return True
 
 
@@ -129,29 +145,43 @@ def _checked(
     cancelled: Callable[[], bool],
 ) -> Reader:
     shown = root.shown(job.version.path)
-    descriptor = os.open(aside, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
+    with root.pulse, _source_errors(shown):
+        descriptor = os.open(aside, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
     try:
-        status = os.fstat(descriptor)
+        status = status_of(root, descriptor, shown)
         if identity_of(status) != job.version.identity:
-            raise SourceChanged(f"{shown} was changed after it was delivered", "The newer version is taken")
-        source = Reader(descriptor, status.st_size, status.st_mode & 0o7777, shown)
+            raise SourceChanged(
+                f"{shown} was changed after it was delivered",
+                "The newer version is taken",
+            )
+        source = Reader(descriptor, status.st_size, status.st_mode & 0o7777, shown, pulse=root.pulse)
         found = source.digest(cancelled)
         expected = proofs[0][0].source.sha256
         if found != expected:
             raise IntegrityError(
                 f"{shown} now reads as SHA-256 {found}; {expected} was delivered", "The source stays where it is"
             )
-        if identity_of(os.fstat(descriptor)) != job.version.identity:
-            raise SourceChanged(f"{shown} was changed after it was delivered", "The newer version is taken")
+        if identity_of(status_of(root, descriptor, shown)) != job.version.identity:
+            raise SourceChanged(
+                f"{shown} was changed after it was delivered",
+                "The newer version is taken",
+            )
     except BaseException:
-        os.close(descriptor)
+        close(root, descriptor)
         raise
     return source
 
 
-def _move(source: Reader, mover: Destination, job: Job, proof: Proof, cancelled: Callable[[], bool]) -> None:
+def _move(
+    source: Reader,
+    mover: Destination,
+    job: Job,
+    proof: Proof,
+    cancelled: Callable[[], bool],
+    note: Callable[[str], None],
+) -> None:
     key = escape(job.version.path)
-    put = Put(key=key, size_bound=source.size, mtime_ns=job.version.identity.mtime_ns, mode=source.mode)
+    put = Put(key=key, size_bound=source.size, mtime_ns=job.version.identity.mtime_ns, mode=source.mode, note=note)
     upload = mover.begin(put)
     try:
         read = source.pieces(cancelled)
@@ -163,19 +193,26 @@ def _move(source: Reader, mover: Destination, job: Job, proof: Proof, cancelled:
 
 
 def _put_back(directory: int, aside: bytes, name: bytes, shown: str) -> None:
-    """Undo the setting aside, without harming a file that has taken the name meanwhile."""
+    """Undo the setting aside, without harming a file that has taken the name meanwhile: then the older one gets a
+    visible name of its own. Nothing is lost, nothing hidden."""
+    visible = name[:240] + b".older-" + aside.split(b"-")[1].split(b".")[0]
     try:
         os.link(aside, name, src_dir_fd=directory, dst_dir_fd=directory, follow_symlinks=False)
         os.unlink(aside, dir_fd=directory)
     except FileExistsError:
-        # A new file has the name. The older one gets a visible name of its own: nothing is lost, nothing hidden.
-        visible = name[:240] + b".older-" + aside.split(b"-")[1].split(b".")[0]
-        os.rename(aside, visible, src_dir_fd=directory, dst_dir_fd=directory)
+        if _same_file(directory, aside, name):  # a run before was killed between the two calls
+            os.unlink(aside, dir_fd=directory)
+        else:
+            os.rename(aside, visible, src_dir_fd=directory, dst_dir_fd=directory)
     except OSError as error:
         if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS):
+            if isinstance(source_error(error, shown), SourceUnavailable):
+                raise source_error(error, shown) from None  # the next run finds what was set aside
             raise _stuck(error, shown, aside) from None
-        if not _exists(directory, name):  # no hard links here
-            os.rename(aside, name, src_dir_fd=directory, dst_dir_fd=directory)
+        back = visible if _exists(directory, name) else name  # no hard links here
+        os.rename(aside, back, src_dir_fd=directory, dst_dir_fd=directory)
+    # The job is about to end, and nobody would look for the hidden name after a power cut.
+    os.fsync(directory)
 
 
 def _stuck(error: OSError, shown: str, aside: bytes) -> TransferError:
@@ -183,6 +220,11 @@ def _stuck(error: OSError, shown: str, aside: bytes) -> TransferError:
         f"{shown} is set aside as {os.fsdecode(aside)} and cannot be given its name back ({error.strerror})",
         "Rename it by hand",
     )
+
+
+def _same_file(directory: int, one: bytes, other: bytes) -> bool:
+    first, second = (os.stat(name, dir_fd=directory, follow_symlinks=False) for name in (one, other))
+    return (first.st_dev, first.st_ino) == (second.st_dev, second.st_ino)
 
 
 def _exists(directory: int, name: bytes) -> bool:

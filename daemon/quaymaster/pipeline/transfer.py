@@ -12,17 +12,28 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from quaymaster import keys
 from quaymaster.destinations.base import Destination, Put, Upload
-from quaymaster.errors import Conflict, IntegrityError, Retry, StoreError, TemporaryError, TransferError
+from quaymaster.errors import (
+    Conflict,
+    IntegrityError,
+    Retry,
+    SourceChanged,
+    SourceVanished,
+    StoreError,
+    TemporaryError,
+    TransferError,
+)
 from quaymaster.model import Compression, Digests, Emit, Event, FileVersion, Job, Level, Proof, Stage, Stored
 from quaymaster.pipeline import codec, reader
 from quaymaster.pipeline.budget import Cancelled, Pool, Staging
+from quaymaster.pipeline.fetch import Copy
+from quaymaster.pipeline.publication import PUBLISHING, Publication, published
 from quaymaster.pipeline.stages import CompressionFailed
 from quaymaster.pipeline.worth import reason_not_to_compress
 from quaymaster.source import Root
@@ -35,6 +46,22 @@ Progress = Callable[[Stage, int, int], None]
 """Told of the stage, source bytes read and stored bytes written so far."""
 
 
+class Standing(Protocol):
+    """Where a watch is, as those who notice its files know."""
+
+    def here(self) -> bool:
+        """False while it is known to be away. Never waits."""
+        ...
+
+    def network(self) -> bool:
+        """Whether its filesystem may hang."""
+        ...
+
+    def confirm(self) -> None:
+        """Look whether it is where it was; may hang. Raises SourceUnavailable."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Route:
     """How the files of one watch travel: its configuration with the parts that it names, ready to use."""
@@ -44,11 +71,19 @@ class Route:
     destinations: Mapping[str, Destination]
     beside: frozenset[str]
     """Names of destinations that are the source's own directory (PRODUCT P9)."""
-    staged: bool
+    standing: Standing
     host: str
-    present: Callable[[], bool] = lambda: True
-    """False while the whole watch is known to be away."""
     compression_disabled: bool = False
+
+    @property
+    def staged(self) -> bool:
+        """Whether sources are copied to local staging first."""
+        return self.standing.network() if self.watch.stage is None else self.watch.stage
+
+    @property
+    def apart(self) -> bool:
+        """Whether sources are only touched on threads of this watch, because they may hang."""
+        return self.standing.network() or self.staged
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +112,7 @@ class _Leg:
 
     name: str
     destination: Destination
+    key: str = ""
     upload: Upload | None = None
     error: TransferError | None = None
     token: str = ""
@@ -95,6 +131,8 @@ class Transfer:
     cancelled: Callable[[], bool]
     progress: Progress
     clock: Callable[[], float] = time.time
+    copy: Copy | None = None
+    """The staged copy to read from, instead of the source."""
     _legs: list[_Leg] = field(default_factory=list)
 
     @property
@@ -108,45 +146,39 @@ class Transfer:
         missing = [name for name in self.route.destinations if name not in done]
         if not missing:
             return
-        with self._source() as source:
-            for proof in done.values():  # what goes to a late destination must be what the others got
-                source.known_sha256 = source.known_sha256 or proof.source.sha256
-            plan = self._plan(source)
-            try:
-                self._pass(source, plan, missing)
-            except CompressionFailed as failure:
-                self._tell("uncompressed", f"goes as it is: {failure.reason}", Level.WARNING)
-                self._pass(source, _Plan(Compression.NONE, failure.reason), missing)
+        for older in self.store.unrecorded(self._version):
+            self._recall(older)
+        try:
+            with self._source() as source:
+                self._send(source, done, missing)
+        except (SourceVanished, SourceChanged):
+            self._recall(self.job)
+            raise
+
+    def _recall(self, job: Job) -> None:
+        """Record what a run of this job made visible and was killed before it could say so."""
+        had = {d.proof.destination for d in self.store.deliveries_of(job)}
+        for proof in published(job, self.route.destinations, self.clock()):
+            if proof.destination not in had:
+                self.store.deliver(proof)
+        self.store.forget_publication(job)
+
+    def _send(self, source: reader.Reader, done: Mapping[str, Proof], missing: list[str]) -> None:
+        for proof in done.values():  # what goes to a late destination must be what the others got
+            source.known_sha256 = source.known_sha256 or proof.source.sha256
+        plan = self._plan(source)
+        try:
+            self._pass(source, plan, missing)
+        except CompressionFailed as failure:
+            self._tell("uncompressed", f"goes as it is: {failure.reason}", Level.WARNING)
+            self._pass(source, _Plan(Compression.NONE, failure.reason), missing)
 
     # -- the source --
 
-    @contextmanager
-    def _source(self) -> Iterator[reader.Reader]:
-        version, route = self._version, self.route
-        with ExitStack() as stack:
-            source = stack.enter_context(reader.opened(route.root, version.path, version.identity, route.present))
-            if route.staged:
-                left = dict(self.job.checkpoint)
-
-                def copied(sha256: str) -> None:
-                    left["staged_sha256"] = sha256
-                    self.store.checkpoint(self.job, Stage.TRANSFER, left)
-
-                self.progress(Stage.FETCH, 0, 0)
-                original = source
-                source = stack.enter_context(
-                    reader.staged(
-                        source,
-                        self.bounds.staging,
-                        f"{self.job.id}.source",
-                        str(left.get("staged_sha256", "")),
-                        self.cancelled,
-                        copied,
-                        lambda n: self.progress(Stage.FETCH, n, 0),
-                    )
-                )
-                reader.unchanged(route.root, version.path, original, version.identity)
-            yield source
+    def _source(self) -> AbstractContextManager[reader.Reader]:
+        if self.copy is not None:
+            return self.copy.opened()
+        return reader.opened(self.route.root, self._version.path, self._version.identity)
 
     def _plan(self, source: reader.Reader) -> _Plan:
         wanted = self.route.watch.compress
@@ -185,8 +217,9 @@ class Transfer:
                 encoded = self._encode(source, recipe)
                 self._check_source(source, encoded.source)
                 self.progress(Stage.PUBLISH, encoded.source.size, encoded.stored.size)
+                publication = self._note_publication(encoded, plan)
                 for leg in self._legs:
-                    self._guarded(leg, lambda leg=leg: self._publish(leg, source, encoded, plan))  # type: ignore[misc]
+                    self._guarded(leg, lambda leg=leg: self._publish(leg, source, publication))  # type: ignore[misc]
             except (Cancelled, StoreError, TemporaryError):
                 for leg in self._legs:
                     self._suspend(leg)
@@ -247,9 +280,9 @@ class Transfer:
         )
 
     def _begin(self, leg: _Leg, source: reader.Reader, plan: _Plan) -> None:
-        key, older = self._target(leg.name, plan.compression)
+        leg.key, older = self._target(leg.name, plan.compression)
         put = Put(
-            key=key,
+            key=leg.key,
             size_bound=source.size,
             metadata=self._metadata(source.known_sha256, source, plan),
             replace=older,
@@ -348,7 +381,7 @@ class Transfer:
                 f"{source.shown} gave {found.size} bytes instead of {version.size}", "It is read again"
             )
         if source.known_sha256:
-            what = "The staged copy" if self.route.staged else "The second reading"
+            what = "The staged copy" if self.copy else "The second reading"
             said = f"{what} of {source.shown} differs from what was read first"
             try:
                 reader.same(source.known_sha256, found.sha256, said)
@@ -357,38 +390,34 @@ class Transfer:
                 raise
 
     def _require_unchanged(self, source: reader.Reader) -> None:
-        if not self.route.staged:  # a copy stays as it is
+        if self.copy is None:  # a copy stays as it is
             reader.unchanged(self.route.root, self._version.path, source, self._version.identity)
 
     # -- the proof --
 
-    def _publish(self, leg: _Leg, source: reader.Reader, encoded: codec.Encoded, plan: _Plan) -> None:
+    def _note_publication(self, encoded: codec.Encoded, plan: _Plan) -> Publication:
+        keys = {leg.name: leg.key for leg in self._legs if leg.error is None}
+        found = Publication(encoded.source, encoded.stored, plan.compression, plan.note, keys)
+        left = {**self.job.checkpoint, PUBLISHING: found.as_checkpoint()}
+        self.store.checkpoint(self.job, Stage.PUBLISH, left)
+        self.job = replace(self.job, checkpoint=left)
+        return found
+
+    def _publish(self, leg: _Leg, source: reader.Reader, what: Publication) -> None:
         assert leg.upload is not None
-        stored = leg.upload.publish(encoded.stored, self._metadata(encoded.source.sha256, source, plan))
+        metadata = self._metadata(what.source.sha256, source, _Plan(what.compression))
+        stored = leg.upload.publish(what.stored, metadata)
         if self.route.watch.verify == "readback":
-            stored = self._read_back(leg, stored, encoded.stored)
-        proof = Proof(
-            job=self.job.id,
-            version=self._version,
-            destination=leg.name,
-            source=encoded.source,
-            stored_digests=encoded.stored,
-            compression=plan.compression,
-            compression_note=plan.note,
-            stored=stored,
-            delivered_at=self.clock(),
-        )
-        self.store.deliver(proof, leg.token)
+            stored = self._read_back(leg, stored, what.stored)
+        self.store.deliver(what.proof(self.job, leg.name, stored, self.clock()), leg.token)
         leg.token = ""
-        ratio = (
-            f", {encoded.source.size / encoded.stored.size:.2f}:1" if plan.compression is not Compression.NONE else ""
-        )
+        ratio = f", {what.source.size / what.stored.size:.2f}:1" if what.compression is not Compression.NONE else ""
         self._tell(
             "delivered",
             f"delivered to {leg.name} as {stored.key}{ratio}, proven by {stored.evidence}",
             destination=leg.name,
             size=stored.size,
-            sha256=encoded.source.sha256,
+            sha256=what.source.sha256,
         )
 
     def _read_back(self, leg: _Leg, stored: Stored, expected: Digests) -> Stored:

@@ -1,4 +1,8 @@
-"""Workers: claim a job, run it, and finish, retry or park it (PRODUCT Q3, P13)."""
+"""Workers: claim a job, run it, and finish, retry or park it (PRODUCT Q3, P13).
+
+The shared threads claim the jobs of local watches and carry each from its source to the end. Of a watch that may hang
+they only get what its own threads (fetch.py) have copied to staging, and give back what is to become of the source.
+"""
 
 from __future__ import annotations
 
@@ -7,14 +11,24 @@ import queue
 import random
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 
-from quaymaster.errors import InternalError, SourceChanged, SourceVanished, StoreError, TransferError
+from quaymaster.errors import (
+    InternalError,
+    SourceChanged,
+    SourceUnavailable,
+    SourceVanished,
+    StoreError,
+    TransferError,
+)
 from quaymaster.model import Emit, Event, Job, Level, Stage, State
 from quaymaster.pipeline.budget import Cancelled
 from quaymaster.pipeline.dispose import Disposal, dispose
+from quaymaster.pipeline.fetch import STAGED, Copy, Errand, Fetchers, fetch
 from quaymaster.pipeline.retry import decide
 from quaymaster.pipeline.transfer import Bounds, Route, Transfer
 from quaymaster.store import Filter, Store
@@ -22,6 +36,8 @@ from quaymaster.store import Filter, Store
 _log = logging.getLogger(__name__)
 _SWEEP_EVERY = 60.0
 """Seconds between looks for what uploads left behind."""
+_LONG_WAY = 64 << 20
+"""Bytes from which on a file's way takes long enough to say when it begins; of smaller ones only the end is told."""
 _STORE_PAUSE = 2.0
 """Seconds between tries while the store cannot be written (its disk is full)."""
 
@@ -37,6 +53,8 @@ class Running:
     stored_bytes: int = 0
     moved_at: float = 0.0
     """When it last made progress (monotonic), for the watchdog."""
+    apart: bool = False
+    """It is with a thread of its own watch, which may hang."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +65,16 @@ class Lane:
     disposal: Disposal
     grace: float = 0.0
     """Seconds between the last proof and the disposal."""
+
+    @property
+    def shared(self) -> bool:
+        """Whether the shared threads may take its jobs from their sources now."""
+        return self.route.standing.here() and not self.route.apart
+
+    @property
+    def fetched(self) -> bool:
+        """Whether its own threads may take jobs now."""
+        return self.route.standing.here() and self.route.apart
 
 
 @dataclass(slots=True)
@@ -65,7 +93,11 @@ class Workers:
     _wake: threading.Event = field(default_factory=threading.Event)
     _stopping: threading.Event = field(default_factory=threading.Event)
     _cancelled: threading.Event = field(default_factory=threading.Event)
-    _handed: queue.SimpleQueue[Job | None] = field(default_factory=queue.SimpleQueue)
+    _handed: queue.SimpleQueue[Errand | None] = field(default_factory=queue.SimpleQueue)
+    _fetched: deque[Errand] = field(default_factory=deque)
+    _turn: int = 0
+    _fetchers: dict[str, Fetchers] = field(default_factory=dict)
+    _carriers: dict[str, queue.SimpleQueue[Errand | None]] = field(default_factory=dict)
     _threads: list[threading.Thread] = field(default_factory=list)
     _dispatcher: threading.Thread | None = None
     _free: int = 0
@@ -83,21 +115,18 @@ class Workers:
     def wake(self) -> None:
         """There may be something to claim."""
         self._wake.set()
+        for fetchers in list(self._fetchers.values()):
+            fetchers.wake()
 
     def stop(self, timeout: float) -> bool:
         """Claim nothing more, let what runs finish for ``timeout`` seconds, then cancel it back into the queue. True
-        when every thread has ended."""
-        self._stopping.set()
-        self._wake.set()
+        when every thread has ended. What hangs with its filesystem is not waited for."""
         deadline = self.monotonic() + timeout
-        if self._dispatcher is not None:
-            self._dispatcher.join(max(0.1, timeout))
-        while self.running and self.monotonic() < deadline:
-            time.sleep(0.05)
+        self._end_claiming(max(0.1, timeout))
+        self._await_moving(deadline)
         self._cancelled.set()
-        for _ in self._threads:
-            self._handed.put(None)
         end = self.monotonic() + 5.0
+        self._await_moving(end)
         for thread in self._threads:
             thread.join(max(0.0, end - self.monotonic()))
         left = [r.job for r in list(self.running.values())]
@@ -108,12 +137,31 @@ class Workers:
 
     def retire(self) -> None:
         """Claim nothing more; each thread ends with what it runs now. Returns at once."""
+        self._end_claiming(None)
+
+    def _end_claiming(self, timeout: float | None) -> None:
         self._stopping.set()
         self._wake.set()
         if self._dispatcher is not None:
-            self._dispatcher.join()
+            self._dispatcher.join(timeout)
+        for fetchers in self._fetchers.values():
+            for job in fetchers.end():
+                with suppress(StoreError):
+                    self.store.release([job])
+                self.running.pop(job.id, None)
+        for carrier in self._carriers.values():
+            carrier.put(None)
         for _ in self._threads:
             self._handed.put(None)
+
+    def _await_moving(self, deadline: float) -> None:
+        while self.monotonic() < deadline:
+            if all(each.apart and not self._is_here(each.job) for each in list(self.running.values())):
+                return
+            time.sleep(0.05)
+
+    def _is_here(self, job: Job) -> bool:
+        return self.lanes[job.version.watch].route.standing.here()
 
     def _waiting(self) -> int:
         return len(self.running) + self._backlog
@@ -132,49 +180,96 @@ class Workers:
                 self._wake.wait(self._pause())
 
     def _claim(self) -> int:
+        self._start_fetchers()
         with self._lock:
             free = self._free
         if not free:
             return 0
-        jobs = self.store.claim(free, tuple(self.lanes))
+        # Half of the free threads for what was fetched, half for what is local; the rest of one for the other.
+        self._turn = 1 - self._turn
+        free_for_local = free - min(len(self._fetched), (free + self._turn) // 2)
+        lanes = tuple(name for name, lane in self.lanes.items() if lane.shared)
+        jobs = self.store.claim(free_for_local, lanes) if lanes and free_for_local else []
+        errands = [self._begin(job) for job in jobs]
+        while self._fetched and len(errands) < free:
+            errand = self._fetched.popleft()
+            if errand.take():
+                self.running[errand.job.id].apart = False
+                errands.append(errand)
         with self._lock:
-            self._free -= len(jobs)
-            self._backlog = len(jobs) if len(jobs) == free else 0
-        for job in jobs:
-            self.running[job.id] = Running(job, self.clock(), moved_at=self.monotonic())
-            self._handed.put(job)
-        while len(self._threads) < min(self.files, len(self.running)):
+            self._free -= len(errands)
+            self._backlog = len(jobs) if jobs and len(jobs) == free_for_local else 0
+            busy = self.files - self._free
+        for errand in errands:
+            self._handed.put(errand)
+        while len(self._threads) < busy:
             thread = threading.Thread(target=self._work, name=f"worker-{len(self._threads) + 1}", daemon=True)
             self._threads.append(thread)
             thread.start()
-        return len(jobs)
+        return len(errands)
+
+    def _begin(self, job: Job, *, apart: bool = False) -> Errand:
+        self.running[job.id] = Running(job, self.clock(), moved_at=self.monotonic(), apart=apart)
+        return Errand(job)
+
+    def _start_fetchers(self) -> None:
+        for name, lane in self.lanes.items():
+            if name in self._fetchers or not lane.fetched:
+                continue
+            claim = partial(self._claim_apart, name)
+            fetchers = Fetchers(name, lane.route.watch.fetchers, claim, self._run_apart, self._pause)
+            self._fetchers[name] = fetchers
+            fetchers.start()
+
+    def _claim_apart(self, name: str) -> Job | None:
+        if not self.lanes[name].fetched:
+            return None
+        try:
+            for job in self.store.claim(1, (name,)):
+                self._begin(job, apart=True)
+                return job
+        except StoreError as error:
+            self._store_trouble(error)
+        return None
 
     def _pause(self) -> float:
         """Seconds until the queue is looked at again without being woken. Other processes (``jobs retry``) write to it
         too."""
-        due = self.store.next_retry()
+        try:
+            due = self.store.next_retry()
+        except StoreError:
+            due = None
         return 1.0 if due is None else min(1.0, max(0.01, due - self.clock()))
 
     # -- running --
 
     def _work(self) -> None:
-        while (job := self._handed.get()) is not None:
+        while (errand := self._handed.get()) is not None:
             try:
-                self._run_until_recorded(job)
+                self._run_until_recorded(errand.job, partial(self._carry, errand))
             finally:
-                self.running.pop(job.id, None)
                 with self._lock:
                     self._free += 1
                 self._wake.set()
 
-    def _run_until_recorded(self, job: Job) -> None:
-        """Run a job. While the store cannot be written its outcome cannot be recorded: then the job is put back as
-        soon as it can, and runs again from its last checkpoint."""
+    def _run_apart(self, job: Job) -> None:
+        self._run_until_recorded(job, partial(self._carry_apart, job))
+
+    def _run_until_recorded(self, job: Job, act: Callable[[], bool]) -> None:
+        """Run a job, or as much of it as ``act`` does, which is True when another thread goes on with it. While the
+        store cannot be written its outcome cannot be recorded: then the job is put back as soon as it can, and runs
+        again from its last checkpoint."""
+        goes_on = False
         try:
-            self._run(job)
-            return
+            goes_on = self._run(job, act)
         except StoreError as error:
             self._store_trouble(error)
+            self._put_back(job)
+        finally:
+            if not goes_on:
+                self.running.pop(job.id, None)
+
+    def _put_back(self, job: Job) -> None:
         while not self._cancelled.is_set():
             try:
                 self.store.release([job])
@@ -186,10 +281,11 @@ class Workers:
         self.emit(Event("store-failing", str(error), Level.ERROR, code=error.code))
         self._cancelled.wait(_STORE_PAUSE)
 
-    def _run(self, job: Job) -> None:
-        lane = self.lanes[job.version.watch]
+    def _run(self, job: Job, act: Callable[[], bool]) -> bool:
         try:
-            self._deliver_and_dispose(job, lane)
+            if self._cancelled.is_set():
+                raise Cancelled
+            return act()
         except Cancelled:
             self.store.release([job])
         except TransferError as error:
@@ -199,10 +295,94 @@ class Workers:
         except Exception as error:  # a defect of ours: the job is kept, the service goes on
             _log.debug("job %d", job.id, exc_info=True)
             self._failed(job, InternalError(f"Internal error: {type(error).__name__}: {error}", "Please report it"))
+        return False
 
-    def _deliver_and_dispose(self, job: Job, lane: Lane) -> None:
-        if self._cancelled.is_set():
-            raise Cancelled
+    def _carry(self, errand: Errand) -> bool:
+        """On a shared thread: the whole of a local job, or the part of another that does not touch its source."""
+        job, copy = errand.job, errand.copy
+        lane = self.lanes[job.version.watch]
+        if copy is None:
+            if not lane.shared:  # the watch has moved to a network share, or went away
+                self.store.release([job])
+                return False
+            self._tell_taken(job)
+        self._progress_of(job)(Stage.TRANSFER, 0, 0)
+        keep = False
+        try:
+            self._transfer(job, lane, copy)
+        except Cancelled:
+            keep = True
+            raise
+        finally:
+            if copy is not None:
+                copy.release(keep=keep)
+        return self._conclude(job, lane, apart=copy is not None)
+
+    def _carry_apart(self, job: Job) -> bool:
+        """On a thread of the watch: the way to staging, or what becomes of the source of a delivered job."""
+        lane = self.lanes[job.version.watch]
+        if lane.route.destinations.keys() <= {d.proof.destination for d in self.store.deliveries_of(job)}:
+            return self._conclude(job, lane)
+        self._tell_taken(job)
+        if not lane.route.staged:
+            self._transfer(job, lane)
+            return self._conclude(job, lane)
+        job, copy = self._fetch(job, lane)
+        return self._hand_over(Errand(job, copy), lane)
+
+    def _fetch(self, job: Job, lane: Lane) -> tuple[Job, Copy]:
+        progress, left = self._progress_of(job), dict(job.checkpoint)
+        progress(Stage.FETCH, 0, 0)
+
+        def done(sha256: str) -> None:
+            left[STAGED] = sha256
+            self.store.checkpoint(job, Stage.TRANSFER, left)
+
+        copy = fetch(
+            job,
+            lane.route.root,
+            self._bounds.staging,
+            self._cancelled.is_set,
+            lambda read: progress(Stage.FETCH, read, 0),
+            done,
+        )
+        return replace(job, checkpoint=left), copy
+
+    def _hand_over(self, errand: Errand, lane: Lane) -> bool:
+        """Wait until another thread takes the copy, so that no more is staged ahead than is being fetched."""
+        if lane.route.beside and lane.route.standing.network():
+            self._carrier(lane).put(errand)  # the destination hangs with the source
+        else:
+            self._fetched.append(errand)
+            self._wake.set()
+        running = self.running[errand.job.id]
+        while not errand.taken.wait(0.5):
+            running.moved_at = self.monotonic()
+            if self._stopping.is_set() and errand.take():
+                if errand.copy is not None:
+                    errand.copy.release(keep=True)
+                self.store.release([errand.job])
+                return False
+        return True
+
+    def _carrier(self, lane: Lane) -> queue.SimpleQueue[Errand | None]:
+        """Leads to threads of the watch that compress and publish beside the source, while others fetch."""
+        with self._lock:
+            found = self._carriers.get(lane.route.watch.name)
+            if found is None:
+                found = self._carriers[lane.route.watch.name] = queue.SimpleQueue()
+                for number in range(lane.route.watch.uploaders):
+                    name = f"carry-{lane.route.watch.name}-{number + 1}"
+                    threading.Thread(target=self._work_beside, args=(found,), name=name, daemon=True).start()
+        return found
+
+    def _work_beside(self, errands: queue.SimpleQueue[Errand | None]) -> None:
+        while (errand := errands.get()) is not None:
+            if errand.take():
+                self._run_until_recorded(errand.job, partial(self._carry, errand))
+        errands.put(None)  # for the next thread
+
+    def _transfer(self, job: Job, lane: Lane, copy: Copy | None = None) -> None:
         Transfer(
             job,
             lane.route,
@@ -212,16 +392,22 @@ class Workers:
             self._cancelled.is_set,
             self._progress_of(job),
             self.clock,
+            copy,
         ).run()
+
+    def _conclude(self, job: Job, lane: Lane, *, apart: bool = False) -> bool:
+        """What is to be done after the delivery; ``apart``: this thread must not touch the source."""
         proofs = [d.proof for d in self.store.deliveries_of(job)]
         if lane.disposal.after == "keep" or len(proofs) < len(lane.route.destinations):
             self.store.finish(job, "kept" if proofs else "")
-            return
+            return False
         due = max(proof.delivered_at for proof in proofs) + lane.grace
         if self.clock() < due:
             self.store.postpone(job, due)
-            return
+            return False
         self._progress_of(job)(Stage.DISPOSE, job.version.size, 0)
+        if apart:
+            return self._give_back(job)
         pairs = [(proof, lane.route.destinations[proof.destination]) for proof in proofs]
         outcome = dispose(
             job,
@@ -230,9 +416,21 @@ class Workers:
             pairs,
             self._cancelled.is_set,
             lambda: self.store.checkpoint(job, Stage.DISPOSE, {**job.checkpoint, "disposing": True}),
+            lane.route.standing.confirm,
+            lambda token: self.store.checkpoint(
+                job, Stage.DISPOSE, {**job.checkpoint, "disposing": True, "moving": token}
+            ),
         )
         self.store.finish(job, outcome)
         self._tell(job, "disposed", f"source {outcome}")
+        return False
+
+    def _give_back(self, job: Job) -> bool:
+        self.running[job.id].apart = True
+        if self._fetchers[job.version.watch].give(job):
+            return True
+        self.store.release([job])  # these threads have ended: the next ones see that it is delivered
+        return False
 
     # -- what was left behind --
 
@@ -267,6 +465,10 @@ class Workers:
     # -- failing --
 
     def _failed(self, job: Job, error: TransferError) -> None:
+        if isinstance(error, SourceVanished | SourceUnavailable | SourceChanged) and self._is_away(job):
+            self.store.release([job])
+            self._tell(job, "put-back", f"{error}. It waits until its watch is back", Level.DEBUG)
+            return
         if isinstance(error, SourceVanished) and (new := self.store.renamed(job)) is not None:
             where = self.lanes[job.version.watch].route.root.shown(new)
             error = SourceChanged(f"The file was renamed to {where}", "It is taken under its new name")
@@ -281,6 +483,22 @@ class Workers:
             case _:
                 self._tell(job, "superseded", str(error), Level.INFO)
 
+    def _is_away(self, job: Job) -> bool:
+        """Whether the whole watch is away: then what is missing was not removed, and what differs is not newer."""
+        try:
+            self.lanes[job.version.watch].route.standing.confirm()
+        except SourceUnavailable:
+            return True
+        return False
+
+    def _tell_taken(self, job: Job) -> None:
+        waited = max(0.0, self.clock() - job.queued_at)
+        message = f"taken {waited:.1f} s after it was queued" + (f", for try {job.attempts + 1}" * bool(job.attempts))
+        self._tell(job, "taken", message, Level.INFO if job.version.size >= _LONG_WAY else Level.DEBUG)
+
     def _tell(self, job: Job, kind: str, message: str, level: Level = Level.INFO, code: str = "") -> None:
-        v = job.version
-        self.emit(Event(kind, message, level, watch=v.watch, path=v.path, job=job.id, size=v.size, code=code))
+        v, running = job.version, self.running.get(job.id)
+        stage = running.stage.value if running else ""
+        self.emit(
+            Event(kind, message, level, watch=v.watch, path=v.path, job=job.id, stage=stage, size=v.size, code=code)
+        )

@@ -16,11 +16,13 @@ from quaymaster.config import (
 )
 from quaymaster.destinations.base import Destination
 from quaymaster.destinations.directory import Directory
-from quaymaster.intake.mounts import filesystem_of
+from quaymaster.intake.intake import Intake
 from quaymaster.model import Emit
 from quaymaster.pipeline.dispose import Disposal
 from quaymaster.pipeline.transfer import Route
 from quaymaster.pipeline.worker import Lane
+from quaymaster.service import anchor
+from quaymaster.service.anchor import Anchor
 from quaymaster.source import Root
 
 
@@ -29,10 +31,12 @@ def destination(
     name: str,
     emit: Emit,
     *,
+    anchored: Callable[[str], Anchor] = lambda _: anchor.anywhere,
     pins: Mapping[str, str] | None = None,
     on_pins: Callable[[dict[str, str]], None] | None = None,
 ) -> Destination | None:
-    """The destination of that name; None for one that is beside each watch's sources."""
+    """The destination of that name; None for one that is beside each watch's sources. ``anchored`` gives the anchor of
+    a directory."""
     wanted = config.destinations[name]
     match wanted:
         case S3Destination():
@@ -48,7 +52,7 @@ def destination(
                 on_pins=on_pins,
             )
         case DirectoryDestination():
-            return Directory(name, wanted.path, emit=emit)
+            return Directory(name, wanted.path, emit=emit, anchor=anchored(wanted.path))
         case BesideDestination():
             return None
 
@@ -67,21 +71,28 @@ def beside(config: Config, watch: Watch) -> frozenset[str]:
     return frozenset(n for n in watch.destinations if isinstance(config.destinations[n], BesideDestination))
 
 
+def next_to_sources(name: str, watch: Watch, emit: Emit, anchor: Anchor = anchor.anywhere) -> Destination:
+    """The destination of that name for one watch, when it is the watch's own directory."""
+    return Directory(name, watch.path, emit=emit, anchor=anchor)
+
+
 def lane(
-    config: Config, watch: Watch, shared: Mapping[str, Destination], emit: Emit, present: Callable[[], bool]
+    config: Config, watch: Watch, shared: Mapping[str, Destination], emit: Emit, intake: Intake, moved_to: Anchor
 ) -> Lane:
-    """How the files of one watch travel and what becomes of them afterwards."""
-    root = os.path.realpath(watch.path)
-    found = {name: shared[name] if name in shared else Directory(name, root, emit=emit) for name in watch.destinations}
+    """How the files of one watch travel and what becomes of them afterwards. Nothing is looked at: it may hang."""
+    next_to = beside(config, watch)
+    found = {
+        name: next_to_sources(name, watch, emit, anchor.beside(intake)) if name in next_to else shared[name]
+        for name in watch.destinations
+    }
     route = Route(
         watch=watch,
-        root=Root(root, hard_links=watch.hard_links),
+        root=Root(watch.path, hard_links=watch.hard_links, pulse=intake.pulse),
         destinations=found,
-        beside=beside(config, watch),
-        staged=filesystem_of(root).network if watch.stage is None else watch.stage,
+        beside=next_to,
+        standing=intake,
         host=config.service.host,
-        present=present,
         compression_disabled=config.compression_disabled,
     )
-    mover = Directory(f"{watch.name}:after", watch.after_dir, emit=emit) if watch.after_dir else None
+    mover = Directory(f"{watch.name}:after", watch.after_dir, emit=emit, anchor=moved_to) if watch.after_dir else None
     return Lane(route, Disposal(watch.after, mover, watch.after_dir or ""), watch.after_grace)

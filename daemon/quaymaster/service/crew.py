@@ -11,13 +11,14 @@ from quaymaster.config import Config, Watch
 from quaymaster.destinations.base import Destination
 from quaymaster.destinations.directory import etag_of
 from quaymaster.intake.intake import Intake
-from quaymaster.intake.mounts import filesystem_of
 from quaymaster.keys import escape
 from quaymaster.model import Emit, FileVersion, Identity
 from quaymaster.pipeline.budget import Pool, Staging
 from quaymaster.pipeline.transfer import Bounds
-from quaymaster.pipeline.worker import Running, Workers
-from quaymaster.service import build
+from quaymaster.pipeline.worker import Lane, Running, Workers
+from quaymaster.service import anchor, build
+from quaymaster.service.heads import Heads
+from quaymaster.service.scrubber import Scrubber
 from quaymaster.store import Store
 
 _INTAKE_STOP = 2.0
@@ -35,6 +36,8 @@ class Crew:
         self.intakes = {watch.name: self._intake(watch) for watch in config.watches.values()}
         self._noticing: list[Intake] = []
         self._workers = self._make_workers()
+        self._heads = Heads(store, self._destinations, config.service.host, emit)
+        self._scrubber = Scrubber(config, store, emit)
 
     @property
     def running(self) -> dict[int, Running]:
@@ -46,12 +49,19 @@ class Crew:
         for intake in self._noticing:
             intake.start()
         self._workers.start()
+        self._heads.start()
+        self._scrubber.start()
 
     def wait_for_first_scans(self, timeout: float) -> None:
         """Until each watch has begun its first scan, or ``timeout`` seconds: a dead mount holds nobody up."""
         end = time.monotonic() + timeout
         for intake in self.intakes.values():
             intake.first_scan_started.wait(max(0.0, end - time.monotonic()))
+
+    def listen(self) -> None:
+        """To be called about once a second: notices filesystems that have stopped answering."""
+        for intake in self.intakes.values():
+            intake.listen()
 
     def stop(self, timeout: float) -> bool:
         """Let what runs finish for ``timeout`` seconds, then put it back into the queue. True when every thread
@@ -68,6 +78,8 @@ class Crew:
         threading.Thread(target=self._close_when_done, name="retire", daemon=True).start()
 
     def _stop_intakes(self) -> bool:
+        self._heads.stop()
+        self._scrubber.stop()
         ended = [intake.stop(_INTAKE_STOP) for intake in self._noticing]
         self._noticing = []
         return all(ended)
@@ -91,12 +103,16 @@ class Crew:
                 self.config,
                 name,
                 self._emit,
+                anchored=lambda path, name=name: self._anchor(anchor.of_destination(name), name, path),  # type: ignore[misc]
                 pins=said.get(f"pins:{name}", (0.0, {}))[1],
                 on_pins=lambda pins, name=name: self._store.report(f"pins:{name}", pins),  # type: ignore[misc]
             )
             if destination is not None:
                 found[name] = destination
         return found
+
+    def _anchor(self, kept_as: str, name: str, path: str) -> anchor.Anchor:
+        return anchor.Remembered(path, anchor.memory(self._store, kept_as, name, path))
 
     def _intake(self, watch: Watch) -> Intake:
         store, beside = self._store, build.beside(self.config, watch)
@@ -108,7 +124,8 @@ class Crew:
             return [any(ours) for ours in zip(*found, strict=True)] if found else [False] * len(versions)
 
         def known(name: str, versions: Sequence[tuple[bytes, Identity]]) -> list[bool]:
-            had = store.known(name, versions, inodes=filesystem_of(os.path.realpath(watch.path)).keeps_inodes)
+            ground = self.intakes[name].ground()
+            had = store.known(name, versions, inodes=ground is None or ground.filesystem.keeps_inodes)
             return [a or b for a, b in zip(had, made_here(versions), strict=True)]
 
         def enqueue(versions: list[FileVersion]) -> int:
@@ -117,13 +134,15 @@ class Crew:
             self._workers.wake()
             return new
 
-        return Intake(watch, known=known, enqueue=enqueue, emit=self._emit, report=lambda _: None)
+        memory = anchor.memory(store, anchor.of_watch(watch.name), watch.name, watch.path)
+        return Intake(watch, known=known, enqueue=enqueue, emit=self._emit, report=lambda _: None, memory=memory)
 
     def _make_workers(self) -> Workers:
         config, limits = self.config, self.config.limits
 
-        def present(name: str) -> Callable[[], bool]:
-            return lambda: self.intakes[name].status().state != "outage"
+        def lane(watch: Watch) -> Lane:
+            moved_to = self._anchor(anchor.of_move(watch.name), watch.name, watch.after_dir or "")
+            return build.lane(config, watch, self._destinations, self._emit, self.intakes[watch.name], moved_to)
 
         def bounds(waiting: Callable[[], int]) -> Bounds:
             return Bounds(
@@ -134,8 +153,5 @@ class Crew:
                 waiting=waiting,
             )
 
-        lanes = {
-            name: build.lane(config, watch, self._destinations, self._emit, present(name))
-            for name, watch in config.watches.items()
-        }
+        lanes = {name: lane(watch) for name, watch in config.watches.items()}
         return Workers(self._store, bounds, lanes, limits.files, self._emit)

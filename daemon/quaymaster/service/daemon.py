@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import faulthandler
 import logging
 import os
+import random
 import signal
 import threading
 import time
@@ -14,16 +16,19 @@ from typing import Any
 
 import quaymaster
 from quaymaster.config import Config, load, problems_on_disk
-from quaymaster.errors import ConfigError, Conflict, NameRefused, StoreError, StoreUnwritable
+from quaymaster.errors import ConfigError, Conflict, InternalError, NameRefused, StoreError, StoreUnwritable
 from quaymaster.intake.intake import WatchStatus
 from quaymaster.intake.observe import ignore_lease_breaks
-from quaymaster.model import Emit, Event, Level
-from quaymaster.service import journal
+from quaymaster.model import Emit, Event, Level, State
+from quaymaster.pipeline.retry import decide
+from quaymaster.pipeline.worker import Running
+from quaymaster.service import heads, journal, standing
 from quaymaster.service.crew import Crew
 from quaymaster.service.lock import Lock
 from quaymaster.service.repeats import Repeats
-from quaymaster.service.systemd import notify
-from quaymaster.store import Store
+from quaymaster.service.systemd import notify, taking_time, watchdog_period
+from quaymaster.service.watchdog import Stall, Watchdog
+from quaymaster.store import Filter, Store
 
 _TICK = 1.0
 """Seconds between looks at what the parts say of themselves."""
@@ -31,6 +36,12 @@ _OF_ONE_FILE = frozenset({Conflict.code, NameRefused.code})
 """Failures that say nothing about the destination as a whole."""
 _WORTH_TELLING = 10.0
 """Seconds of failing after which it is told that a destination works again: a full disk may fail large files only."""
+_LONGEST_START = 3600.0
+"""Seconds for which a start may ask systemd for more time: a large database is migrated, much is recovered."""
+_LEAVING = 15.0
+"""Seconds that a stop may take beyond ``stop_timeout``: what runs is put back, the log is closed."""
+_COUNT_EVERY = 5.0
+"""Seconds between two counts of the queue for systemd's status line."""
 _RESCAN_AFTER = 30.0
 """Seconds between rescans of a watch because its files changed under a job: what only touches a file makes no event."""
 
@@ -40,16 +51,28 @@ def run(config_path: str) -> int:
     config = load(config_path, os.environ)
     # Libraries' own warnings repeat, without saying what to do, what we report ourselves.
     logging.basicConfig(level=logging.DEBUG if os.environ.get("QUAYMASTER_DEBUG") else logging.CRITICAL)
-    return Daemon(config, lambda: load(config_path, os.environ), journal.plain()).run()
+    period = watchdog_period(os.environ, os.getpid())
+    if period and not faulthandler.is_enabled():
+        faulthandler.enable()  # systemd ends a hung service by SIGABRT: the journal then says where each thread was
+    return Daemon(config, lambda: load(config_path, os.environ), journal.plain(), Watchdog(period)).run()
 
 
 class Daemon:
     """The service on one state directory. ``reload`` reads the configuration again (SIGHUP)."""
 
-    def __init__(self, config: Config, reload: Callable[[], Config], tell: Emit) -> None:
+    def __init__(
+        self, config: Config, reload: Callable[[], Config], tell: Emit, watchdog: Watchdog | None = None
+    ) -> None:
         self._config = config
         self._load = reload
         self._tell = Repeats(tell)
+        self._watchdog = watchdog or Watchdog(0)
+        self._debug = bool(os.environ.get("QUAYMASTER_DEBUG"))
+        self._stalled: set[str] = set()
+        self._rate = standing.Rate()
+        self._open: dict[State, int] = {}
+        self._counted_at = float("-inf")
+        self._said = ""
         self._stopping = False
         self._reload_wanted = False
         self._woken = threading.Event()
@@ -61,19 +84,23 @@ class Daemon:
 
     def run(self) -> int:
         with self._signals(), self._state() as store:
-            self._warn_of_disk()
-            recovered = store.recover()
-            store.note("service-started", {"version": quaymaster.__version__, "config": self._config.digest})
-            crew = self._new_crew(store)
+            with taking_time(_LONGEST_START):
+                self._warn_of_disk()
+                recovered = store.recover()
+                self._strike_hung(store)
+                store.note("service-started", {"version": quaymaster.__version__, "config": self._config.digest})
+                crew = self._new_crew(store)
             self._ready(store, recovered)
             while not self._stopping:
                 self._woken.wait(_TICK)
                 if self._reload_wanted:
                     crew = self._reload(store, crew)
                 self._report(store, crew)
+                self._give_sign(store, crew)
                 self._tell.tick()
                 self._rescan_changed(crew)
-            ended = self._shut_down(store, crew)
+            with taking_time(self._config.service.stop_timeout + _LEAVING):
+                ended = self._shut_down(store, crew)
         if not ended:
             # A thread hangs in a system call (a dead mount). All it would have done is in the queue.
             os._exit(0)
@@ -118,7 +145,8 @@ class Daemon:
                 ) from None
         lock = Lock(service.state_dir)
         try:
-            store = Store(service.state_dir, create=True)
+            with taking_time(_LONGEST_START):
+                store = Store(service.state_dir, create=True)
             try:
                 self._sweep_staging(store)
                 yield store
@@ -135,6 +163,19 @@ class Daemon:
             if kind == "source" and number.isdigit() and not store.is_open(int(number)):
                 with suppress(OSError):
                     os.unlink(os.path.join(directory, name))
+
+    def _strike_hung(self, store: Store) -> None:
+        """Jobs that stood still when systemd restarted the service: it counts against them, so that a file which hangs
+        every time is parked in the end and does not restart the service for ever."""
+        hung = store.reports().get("hung", (0.0, {}))[1].get("jobs", {})
+        for job in store.jobs(Filter(ids=tuple(map(int, hung)))) if hung else []:
+            if not job.state.final:
+                error = InternalError(f"It stood still ({hung[str(job.id)]}), and the service was restarted")
+                to = decide(error, job, random.random)
+                retry_at = time.time() + to.wait if to.state is State.WAITING else None
+                store.fail(job, to.state, error.code, str(error), retry_at=retry_at, strike=to.strike)
+        if hung:
+            store.report("hung", {})
 
     def _warn_of_disk(self) -> None:
         for problem in problems_on_disk(self._config):
@@ -158,12 +199,12 @@ class Daemon:
         self._emit(Event("started", f"quaymaster {quaymaster.__version__} watches {watches}{again}", Level.NOTICE))
         self._tell_custody_head(store)
         notify("READY=1", "STATUS=watching")
+        self._watchdog.gave(time.monotonic())
 
     def _tell_custody_head(self, store: Store) -> None:
         """An anchor outside the database: what was told here must still be there later (quaymaster audit verify)."""
-        if (head := store.custody_entry()) is not None:
-            told = f"custody log: {_many(head.seq, 'entry', 'entries')}, head {head.seq}:{head.sha256}"
-            self._emit(Event("custody-head", told, Level.NOTICE))
+        if event := heads.told(store):
+            self._emit(event)
 
     def _report_service(self, store: Store) -> None:
         said = {"pid": os.getpid(), "version": quaymaster.__version__, "started_at": time.time(), "state": "running"}
@@ -173,7 +214,7 @@ class Daemon:
 
     def _reload(self, store: Store, crew: Crew) -> Crew:
         """Serve the configuration as it is now, if it is right; what runs goes on as it began."""
-        self._reload_wanted = False
+        self._reload_wanted, self._said = False, ""
         self._woken.clear()
         notify("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}", "STATUS=reading the configuration")
         try:
@@ -206,12 +247,14 @@ class Daemon:
 
     def _emit(self, event: Event) -> None:
         """Every event passes here: to the operator, and into what ``status`` says of the destinations."""
+        if event.kind == "delivered":
+            self._rate.delivered(event)
         failing = event.kind == "delivery-failed" and event.code not in _OF_ONE_FILE
         if event.destination in self._destinations and (failing or event.kind == "delivered"):
             self._of_destination(event.destination, event.message if failing else "")
         if event.kind == "superseded":
             self._changed.add(event.watch)
-        if event.level < Level.DEBUG:
+        if event.level < Level.DEBUG or self._debug:
             self._tell(event)
 
     def _of_destination(self, name: str, error: str) -> None:
@@ -235,7 +278,8 @@ class Daemon:
     def _report(self, store: Store, crew: Crew) -> None:
         """Leave in the store what changed since the last time; an idle service writes nothing."""
         self._retired = [old for old in self._retired if old.running]
-        running = {number: job for each in [*self._retired, crew] for number, job in each.running.items()}
+        running = self._running(crew)
+        crew.listen()
         said: dict[str, dict[str, Any]] = {f"watch:{n}": _of_watch(i.status()) for n, i in crew.intakes.items()}
         said |= {f"destination:{name}": dict(body) for name, body in self._destinations.items()}
         said["progress"] = {
@@ -255,14 +299,62 @@ class Daemon:
                 if self._reported.get(name) != body or (name == "progress" and body["jobs"]):
                     store.report(name, body)
                     self._reported[name] = body
-        notify(f"STATUS={len(running)} running" if running else "STATUS=idle, watching")
+        self._tell_standing(store, crew, running)
+
+    def _running(self, crew: Crew) -> dict[int, Running]:
+        return {number: job for each in [*self._retired, crew] for number, job in each.running.items()}
+
+    def _tell_standing(self, store: Store, crew: Crew, running: dict[int, Running]) -> None:
+        now = time.monotonic()
+        if now - self._counted_at >= _COUNT_EVERY:
+            with suppress(StoreError):
+                self._open, self._counted_at = store.open_jobs(), now
+        watches = [intake.status() for intake in crew.intakes.values()]
+        stalled = "standing still: " + ", ".join(sorted(self._stalled)) if self._stalled else ""
+        said = standing.line(len(running), self._rate.per_second(running, now), self._open, watches, stalled)
+        if said != self._said:
+            self._said = said
+            notify(f"STATUS={said}")
+
+    def _give_sign(self, store: Store, crew: Crew) -> None:
+        """Tell systemd that the service lives, unless something stands still that should move."""
+        now = time.monotonic()
+        if not self._watchdog.due(now):
+            return
+        stalls = [
+            stall
+            for each in [*self._retired, crew]
+            for stall in self._watchdog.stalls(
+                each.config, each.running, [i.status() for i in each.intakes.values()] if each is crew else [], now
+            )
+        ]
+        if stalls or self._stalled:
+            self._tell_stalls(store, stalls)
+        if not stalls:
+            notify("WATCHDOG=1")
+            self._watchdog.gave(now)
+
+    def _tell_stalls(self, store: Store, stalls: list[Stall]) -> None:
+        found = {stall.what for stall in stalls}
+        for stall in stalls:
+            if stall.what not in self._stalled:
+                message = (
+                    f"{stall.what} has stood still for {stall.still:.0f} s; unless it moves, systemd restarts the"
+                    f" service within {self._watchdog.period:.0f} s"
+                )
+                self._tell(Event("hang", message, Level.ERROR, job=stall.job))
+        if found != self._stalled:
+            self._stalled = found
+            jobs = {str(stall.job): f"{stall.what}, for {stall.still:.0f} s" for stall in stalls if stall.job}
+            with suppress(StoreError):
+                store.report("hung", {"jobs": jobs})
 
     # -- stop --
 
     def _shut_down(self, store: Store, crew: Crew) -> bool:
         """Finish or checkpoint what runs within ``stop_timeout``; True when every thread ended."""
         timeout = self._config.service.stop_timeout
-        notify("STOPPING=1", "STATUS=finishing what runs", f"EXTEND_TIMEOUT_USEC={int((timeout + 15) * 1e6)}")
+        notify("STOPPING=1", "STATUS=finishing what runs")
         running = _many(sum(len(each.running) for each in [*self._retired, crew]), "file")
         self._emit(Event("stopping", f"stopping; {running} in flight may take {timeout:.0f} s", Level.NOTICE))
         deadline = time.monotonic() + timeout

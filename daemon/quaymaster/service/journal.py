@@ -7,13 +7,16 @@ from the kind's name and therefore stable.
 from __future__ import annotations
 
 import os
+import re
 import sys
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from datetime import datetime
 from typing import TextIO
 
 from quaymaster.model import Event, Level, shown
+from quaymaster.store import Head
 
 _NAMESPACE = uuid.UUID("6f1c0f6e-6d0b-4b0e-9a53-5a1f7a2c9d11")
 _PREFIX = {Level.ERROR: "error: ", Level.WARNING: "warning: "}
@@ -50,6 +53,20 @@ def _to_journal(event: Event) -> None:
         SYSLOG_IDENTIFIER="quaymaster",
         **fields(event),
     )
+
+
+def heads(log: str) -> Iterator[Head]:
+    """The heads of the custody log of that name that this journal holds, as far as the caller may read it."""
+    try:
+        from systemd import journal
+    except ImportError:
+        return
+    with suppress(OSError), journal.Reader() as reader:
+        reader.add_match(MESSAGE_ID=message_id("custody-head"))
+        for entry in reader:
+            found = re.match(rf"custody log {log}: .* head ([0-9:a-f]+)$", str(entry.get("MESSAGE", "")))
+            if found and (head := Head.parsed(found.group(1))):
+                yield head
 
 
 def fields(event: Event) -> dict[str, str | bytes]:

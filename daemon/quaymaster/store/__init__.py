@@ -6,31 +6,95 @@ SQL stays in this room. Everything that returns from a writing method is durable
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
+from quaymaster.errors import StoreDamaged, StoreError, StoreLost
 from quaymaster.model import FileVersion, Identity, Job, Proof, Stage, State
-from quaymaster.store import custody, jobs, ledger
-from quaymaster.store.custody import Entry
-from quaymaster.store.db import Database
+from quaymaster.store import copies, custody, jobs, ledger
+from quaymaster.store.copies import Copy, Place, Selection
+from quaymaster.store.custody import Entry, Head
+from quaymaster.store.db import DAMAGED, FILE_NAME, Database
 from quaymaster.store.jobs import Filter
 from quaymaster.store.ledger import Delivery
+from quaymaster.store.salvage import Salvaged, salvage
 
-__all__ = ["Delivery", "Entry", "Filter", "Store"]
+__all__ = ["Copy", "Delivery", "Entry", "Filter", "Head", "Place", "Selection", "Store"]
+
+HEAD_FILE = "custody-head"
 
 
 class Store:
     """The store of one state directory. Thread-safe; several processes may have it open."""
 
-    def __init__(self, directory: str, *, create: bool = False, clock: Callable[[], float] = time.time) -> None:
-        """Raises StoreError. ``create`` is for the service; commands open only what is there."""
+    def __init__(
+        self,
+        directory: str,
+        *,
+        create: bool = False,
+        accept_loss: bool = False,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        """Raises StoreError. ``create`` is for the service; commands open only what is there. The service does not go
+        on with a database that is gone or older than it was (StoreLost), unless ``accept_loss``."""
+        self.path = os.path.join(directory, FILE_NAME)
+        self._head_file = os.path.join(directory, HEAD_FILE)
+        self._kept: Head | None = None
+        noted = self.noted_head()
+        if create and not accept_loss and noted and not os.path.exists(self.path):
+            raise _lost(f"The database {self.path} is gone; it held {noted.seq:,} entries of the custody log")
         self._db = Database(directory, create=create)
         self._clock = clock
-        self.path = self._db.path
+        self._keeps_head = create
+        if create and not accept_loss and (fault := self.noted_fault()):
+            self._db.close()
+            raise _lost(f"The database {self.path} is not what it was: {fault}")
 
-    def close(self) -> None:
+    def close(self, *, keep_head: bool = True) -> None:
+        if self._keeps_head and keep_head:
+            with suppress(StoreError):
+                self.keep_head()
         self._db.close()
+
+    # -- the head of the custody log, beside the database --
+
+    def noted_head(self) -> Head | None:
+        """The head that the service last noted in a file of its own."""
+        try:
+            with open(self._head_file, encoding="ascii", errors="replace") as file:
+                return Head.parsed(file.read(200))
+        except OSError:
+            return None
+
+    def noted_fault(self) -> str:
+        """How the database contradicts that head; an empty string when it does not."""
+        noted = self.noted_head()
+        return self.contradiction(noted) if noted else ""
+
+    def contradiction(self, head: Head) -> str:
+        """What the custody log says against a head that was once its own; an empty string when it bears it out."""
+        with self._db.read() as t:
+            return custody.contradiction(t, head)
+
+    def keep_head(self) -> None:
+        """Note the head of the custody log beside the database, durably, if it is another one than before."""
+        last = self.custody_entry()
+        head = Head(last.seq, last.sha256) if last else None
+        if head is None or head == self._kept:
+            return
+        with suppress(OSError):  # one that is behind does no harm, and a full disk is told by the database
+            new = self._head_file + ".new"
+            descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+            with open(descriptor, "w", encoding="ascii") as file:
+                file.write(f"{head}\n")
+                file.flush()
+                os.fsync(descriptor)
+            os.replace(new, self._head_file)
+            self._kept = head
 
     # -- intake --
 
@@ -64,6 +128,15 @@ class Store:
 
         self._db.write(act)
 
+    def unrecorded(self, version: FileVersion) -> list[Job]:
+        """Jobs of other versions of the file that were superseded or dropped while they made a copy visible."""
+        with self._db.read() as t:
+            return jobs.unrecorded(t, version)
+
+    def forget_publication(self, job: Job) -> None:
+        """That copy has been looked for: it is recorded, or was never there."""
+        self._db.write(lambda t: jobs.forget_checkpoint(t, job.id))
+
     def end_upload(self, job_id: int, destination: str, token: str) -> None:
         """Nothing of this upload is left to abort."""
         self._db.write(lambda t: jobs.end_upload(t, job_id, destination, token))
@@ -91,6 +164,33 @@ class Store:
             )
 
         self._db.write(act)
+
+    def adopt(self, version: FileVersion, proofs: Sequence[Proof], *, here: bool) -> None:
+        """Record copies of a version that an earlier life of this host made. ``here``: its source is there as well, so
+        its job is queued, to send it where it is missing and to see to the source; else it counts as done."""
+
+        def act(t: Any) -> None:
+            now = self._clock()
+            number = jobs.number_of(t, version, now)
+            for proof in (replace(proof, job=number) for proof in proofs):
+                ledger.record(t, proof)
+                said = ledger.details(proof)
+                custody.append(t, "adopted", now, job=number, watch=version.watch, path=version.path, details=said)
+            if here:
+                jobs.reopen(t, number, now)
+            else:
+                jobs.finish(t, [number], now)
+
+        self._db.write(act)
+
+    def salvage(self, folder: str) -> Salvaged:
+        """Carry over what can be read of a damaged database that was set aside in ``folder``."""
+        return salvage(folder, self._db)
+
+    def check(self) -> None:
+        """Raises StoreDamaged unless the database is sound."""
+        if damage := self._db.damage():
+            raise StoreDamaged(f"The database {self.path} is damaged ({damage})", DAMAGED)
 
     def left(self, job: Job, reason: str) -> None:
         """Note that a file was not sent to the directory that it is in, because it is not compressed."""
@@ -182,10 +282,15 @@ class Store:
         with self._db.read() as t:
             return custody.of_job(t, job.id)
 
-    def custody(self) -> Iterator[Entry]:
-        """The whole custody log, oldest first, as it stood when the first entry was asked for."""
+    def custody(self, first: int = 1, last: int = 1 << 62) -> Iterator[Entry]:
+        """The custody log from entry ``first`` to ``last``, as it stood when the first one was asked for."""
         with self._db.read() as t:
-            yield from custody.entries(t)
+            yield from custody.entries(t, first, last)
+
+    def last_job_entry(self) -> int:
+        """The number of the custody log's newest entry that belongs to a job; 0 for none."""
+        with self._db.read() as t:
+            return custody.last_of_job(t)
 
     def custody_entry(self, seq: int = 0) -> Entry | None:
         """One entry of the custody log, the last one by default."""
@@ -195,6 +300,80 @@ class Store:
     def custody_broken_at(self) -> int | None:
         with self._db.read() as t:
             return custody.broken_at(t)
+
+    def damage(self) -> str:
+        """What SQLite finds wrong with the file, or an empty string; reads all of it."""
+        return self._db.damage()
+
+    # -- verifying and restoring --
+
+    def destinations(self, which: Selection) -> dict[str, tuple[int, int]]:
+        """Destination -> number and stored bytes of the copies there."""
+        with self._db.read() as t:
+            return copies.destinations(t, which)
+
+    def last_delivery(self) -> int:
+        """The number of the newest delivery; 0 when there is none."""
+        with self._db.read() as t:
+            return copies.last(t)
+
+    def copies(self, which: Selection, *, after: int = 0, upto: int = 1 << 62, limit: int = 500) -> list[Copy]:
+        """Copies in the order of their deliveries' numbers, ``limit`` at a time."""
+        with self._db.read() as t:
+            return copies.page(t, which, after, upto, limit)
+
+    def copies_by_key(self, destination: str, keys: Sequence[str]) -> dict[str, Copy]:
+        with self._db.read() as t:
+            return copies.by_key(t, destination, keys)
+
+    def copies_by_number(self, numbers: Sequence[int]) -> list[Copy]:
+        """Those of these deliveries (at most 500) that nothing has replaced."""
+        with self._db.read() as t:
+            return copies.by_number(t, numbers)
+
+    def reading_order(self, which: Selection, upto: int) -> Sequence[int]:
+        """Numbers of the copies, those first whose bytes were verified the longest ago or never."""
+        with self._db.read() as t:
+            return copies.reading_order(t, which, upto)
+
+    def verified(self, good: Iterable[int], read: Iterable[int], level: str) -> None:
+        """Remember which copies were found as recorded, and of which the bytes were read."""
+        good, read = list(good), list(read)
+        if good or read:
+            self._db.write(lambda t: copies.mark(t, good, read, level, self._clock()))
+
+    def under_way(self, watch: str, path: bytes) -> bool:
+        """Whether a job of this file may be changing its copies just now."""
+        with self._db.read() as t:
+            return copies.under_way(t, watch, path)
+
+    def note_fault(self, proof: Proof, details: Mapping[str, Any]) -> None:
+        """Note in the custody log that a copy is not what it was."""
+        v = proof.version
+        where = {"destination": proof.destination, "key": proof.stored.key, **details}
+        self._db.write(
+            lambda t: custody.append(
+                t, "integrity-failure", self._clock(), job=proof.job, watch=v.watch, path=v.path, details=where
+            )
+        )
+
+    def files(
+        self, which: Selection, after: Place | None = None, limit: int = 500
+    ) -> list[tuple[Place, list[Delivery]]]:
+        """Up to ``limit`` files behind ``after``, each with the deliveries of its newest version in the selection."""
+        with self._db.read() as t:
+            return copies.files(t, which, after, limit)
+
+    def expect(self, version: FileVersion) -> int:
+        """A file is about to be brought back to its own place: this version counts as delivered from now on. The number
+        of its job."""
+        return self._db.write(lambda t: copies.expect(t, version, self._clock()))
+
+    def restored(self, watch: str, path: bytes, details: Mapping[str, Any], job: int = 0) -> None:
+        """Note in the custody log that a file was brought back; ``job`` is what :meth:`expect` has returned."""
+        self._db.write(
+            lambda t: custody.append(t, "restored", self._clock(), job=job, watch=watch, path=path, details=details)
+        )
 
     # -- operators --
 
@@ -206,6 +385,11 @@ class Store:
         """For each watch and state: how many jobs, and the bytes of their sources."""
         with self._db.read() as t:
             return jobs.count(t)
+
+    def open_jobs(self) -> dict[State, int]:
+        """How many jobs are in each state that is not final; quick, whatever the number of jobs that are done."""
+        with self._db.read() as t:
+            return jobs.count_open(t)
 
     def oldest_open(self) -> float | None:
         with self._db.read() as t:
@@ -252,3 +436,9 @@ class Store:
         """name -> (when, what was said)."""
         with self._db.read() as t:
             return {r["name"]: (r["at"], json.loads(r["body"])) for r in t.execute("SELECT * FROM reports")}
+
+
+def _lost(what: str) -> StoreLost:
+    return StoreLost(
+        what, "Restore a backup of it, or run quaymaster rebuild, which fills the gap from what the destinations hold"
+    )

@@ -1,14 +1,18 @@
 """The custody log: append-only, each entry chained to the one before by SHA-256 (PRODUCT I8).
 
-An entry's digest is SHA-256 over the previous entry's digest in hex, a newline, the entry's body, a newline; the
-first follows 64 zeros. The body is JSON with sorted keys and no spaces, so that the chain can be checked with
-``sha256sum`` alone.
+An entry's digest is SHA-256 over the previous entry's digest in hex, a newline, the SHA-256 of the entry's body in
+hex, a newline; the first follows 64 zeros. The body is JSON with sorted keys and no spaces. So the chain can be checked
+with ``sha256sum`` alone, and what lies between two entries by its digests, without telling anybody what it says.
+
+An edit of an entry or a cut-off end that is followed by a calculation of the whole chain anew shows only against a head
+that is kept elsewhere: in the file beside the database, in the journal, and at the destinations (Head).
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -32,7 +36,36 @@ class Entry:
 
 def link(previous: str, body: str) -> str:
     """The digest of an entry that follows ``previous``."""
-    return hashlib.sha256(f"{previous}\n{body}\n".encode()).hexdigest()
+    return link_of_digests(previous, hashlib.sha256(body.encode()).hexdigest())
+
+
+def link_of_digests(previous: str, body_sha256: str) -> str:
+    return hashlib.sha256(f"{previous}\n{body_sha256}\n".encode()).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """An entry of a custody log as somebody noted it outside the database."""
+
+    seq: int
+    sha256: str
+
+    def __str__(self) -> str:
+        return f"{self.seq}:{self.sha256}"
+
+    @classmethod
+    def parsed(cls, text: str) -> Head | None:
+        """From "SEQ:SHA256"; None when it is not one."""
+        found = re.fullmatch(r"([1-9][0-9]{0,15}):([0-9a-f]{64})", text.strip())
+        return cls(int(found.group(1)), found.group(2)) if found else None
+
+
+def contradiction(t: Transaction, head: Head) -> str:
+    """What the log says against a head that was once its own; an empty string when it bears it out."""
+    found = entry(t, head.seq)
+    if found is None:
+        return f"entry {head.seq} of the custody log is missing: its end was cut off"
+    return "" if found.sha256 == head.sha256 else f"entry {head.seq} of the custody log is not what it was"
 
 
 def append(
@@ -66,8 +99,9 @@ def of_job(t: Transaction, job: int) -> list[Entry]:
     return [Entry(row["seq"], row["body"], row["sha256"]) for row in rows]
 
 
-def entries(t: Transaction) -> Iterator[Entry]:
-    for row in t.execute("SELECT seq, body, sha256 FROM custody ORDER BY seq"):
+def entries(t: Transaction, first: int = 1, last: int = 1 << 62) -> Iterator[Entry]:
+    """In order; ``first`` and ``last`` included."""
+    for row in t.execute("SELECT seq, body, sha256 FROM custody WHERE seq BETWEEN ? AND ? ORDER BY seq", (first, last)):
         yield Entry(row["seq"], row["body"], row["sha256"])
 
 
@@ -76,6 +110,12 @@ def entry(t: Transaction, seq: int = 0) -> Entry | None:
     where = "WHERE seq = ?" if seq else "ORDER BY seq DESC LIMIT 1"
     row = t.execute(f"SELECT seq, body, sha256 FROM custody {where}", (seq,) if seq else ()).fetchone()
     return Entry(row["seq"], row["body"], row["sha256"]) if row else None
+
+
+def last_of_job(t: Transaction) -> int:
+    """The number of the newest entry that belongs to any job; 0 when there is none."""
+    row = t.execute("SELECT seq FROM custody WHERE job_id IS NOT NULL ORDER BY seq DESC LIMIT 1").fetchone()
+    return int(row["seq"]) if row else 0
 
 
 def broken_at(t: Transaction) -> int | None:

@@ -24,6 +24,10 @@ APPLICATION_ID = 0x51554159  # "QUAY"
 FILE_NAME = "quaymaster.db"
 _BATCH = 1000  # writers committed together; bounds how long one commit holds the lock
 _BUSY_SECONDS = 20.0
+DAMAGED = (
+    "Nothing was changed. Stop the service and restore a backup, or run quaymaster rebuild: it keeps the damaged file, "
+    "carries over what can be read and asks the destinations for the rest"
+)
 
 
 class _Entry:
@@ -126,6 +130,12 @@ class Database:
                 if connection.in_transaction:
                     connection.execute("COMMIT")
 
+    def damage(self) -> str:
+        """The first thing that SQLite finds wrong with the file, or an empty string."""
+        with self.read() as t:
+            found = str(t.execute("PRAGMA quick_check(1)").fetchone()[0])
+        return "" if found == "ok" else found
+
     def close(self) -> None:
         for connection in [*self._all_readers, self._writer]:
             with suppress(sqlite3.Error):
@@ -222,10 +232,7 @@ def _store_error(error: sqlite3.Error, path: str) -> StoreError:
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
     folder = os.path.dirname(path)
     if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
-        return StoreDamaged(
-            f"The database {path} is damaged ({error})",
-            "Stop the service, keep a copy of the file, and restore a backup of it; nothing was changed",
-        )
+        return StoreDamaged(f"The database {path} is damaged ({error})", DAMAGED)
     if code == sqlite3.SQLITE_FULL:
         advice = "Make room on it: a service that runs then goes on by itself"
         return StoreFull(f"The disk that holds {folder} is full", advice)

@@ -59,7 +59,7 @@ def known(t: Transaction, watch: str, versions: Sequence[tuple[bytes, Identity]]
             state != "superseded"
             and (size, mtime_ns) == (v.size, v.mtime_ns)
             and (inode == signed(v.inode) or not inodes)
-            for _, state, inode, size, mtime_ns in had.get(path, ())
+            for _, state, inode, size, mtime_ns, _ in had.get(path, ())
         )
         for path, v in versions
     ]
@@ -83,10 +83,10 @@ def _enqueue(t: Transaction, watch: int, rows: list[tuple[Any, ...]], now: float
             new.append((watch, *row, now))
             continue
         same, others = None, []
-        for number, state, *version in had[row[0]]:
+        for number, state, *version, disposing in had[row[0]]:
             if tuple(version) == row[1:]:
                 same = (number, state)
-            elif state in ("queued", "waiting", "parked"):
+            elif state in ("queued", "waiting", "parked") and not disposing:
                 others.append((now, number))
         if same is None:
             new.append((watch, *row, now))
@@ -105,15 +105,44 @@ def _enqueue(t: Transaction, watch: int, rows: list[tuple[Any, ...]], now: float
     return len(new) + len(back)
 
 
+def number_of(t: Transaction, version: FileVersion, now: float) -> int:
+    """The job of a version, queued now if there was none."""
+    v = version.identity
+    key = (watch_id(t, version.watch), version.path, signed(v.inode), v.size, v.mtime_ns)
+    t.execute(
+        "INSERT OR IGNORE INTO jobs (watch_id, path, inode, size, mtime_ns, queued_at) VALUES (?, ?, ?, ?, ?, ?)",
+        (*key, now),
+    )
+    row = t.execute(
+        "SELECT id FROM jobs WHERE (watch_id, path, inode, size, mtime_ns) = (?, ?, ?, ?, ?)", key
+    ).fetchone()
+    return int(row["id"])
+
+
+def unrecorded(t: Transaction, version: FileVersion) -> list[Job]:
+    rows = t.execute(
+        f"{_SELECT} WHERE watches.name = ? AND path = ? AND state IN ('superseded', 'dropped')"
+        " AND checkpoint LIKE '%\"publishing\"%' ORDER BY jobs.id",
+        (version.watch, version.path),
+    )
+    return _jobs(rows)
+
+
+def forget_checkpoint(t: Transaction, job: int) -> None:
+    t.execute("UPDATE jobs SET checkpoint = NULL WHERE id = ? AND state IN ('superseded', 'dropped')", (job,))
+
+
 def _had(t: Transaction, watch: int, paths: set[bytes]) -> dict[bytes, list[tuple[Any, ...]]]:
-    """path -> (id, state, inode, size, mtime_ns) of every job that the watch has had for it."""
+    """path -> (id, state, inode, size, mtime_ns, disposing) of every job that the watch has had for it. One that is
+    disposing of its source may have set it aside under a hidden name, and must come to its end."""
     found: dict[bytes, list[tuple[Any, ...]]] = {}
     ordered = sorted(paths)  # the index is walked in its own order
     for start in range(0, len(ordered), 500):
         some = ordered[start : start + 500]
         marks = ",".join("?" * len(some))
         for path, *rest in t.execute(
-            f"SELECT path, id, state, inode, size, mtime_ns FROM jobs WHERE watch_id = ? AND path IN ({marks})",
+            "SELECT path, id, state, inode, size, mtime_ns, ifnull(checkpoint LIKE '%\"disposing\"%', 0) FROM jobs"
+            f" WHERE watch_id = ? AND path IN ({marks})",
             (watch, *some),
         ):
             found.setdefault(path, []).append(tuple(rest))
@@ -131,8 +160,9 @@ def claim(t: Transaction, limit: int, now: float, *, watches: Sequence[str] = ()
             row[0]
             for row in t.execute(
                 "SELECT id FROM jobs WHERE watch_id = ? AND state = 'queued' AND NOT EXISTS ("
-                "SELECT 1 FROM jobs AS older WHERE older.state = 'running' AND older.watch_id = jobs.watch_id"
-                " AND older.path = jobs.path) ORDER BY id LIMIT ?",
+                "SELECT 1 FROM jobs AS older WHERE older.watch_id = jobs.watch_id AND older.path = jobs.path"
+                " AND (older.state = 'running' OR (older.state = 'queued' AND older.id < jobs.id)))"
+                " ORDER BY id LIMIT ?",
                 (number, limit),
             )
         ]
@@ -184,6 +214,13 @@ def checkpoint(t: Transaction, job: int, stage: Stage, left: Mapping[str, Any] |
         t.execute("UPDATE jobs SET stage = ? WHERE id = ?", (stage.value, job))
     else:
         t.execute("UPDATE jobs SET stage = ?, checkpoint = ? WHERE id = ?", (stage.value, json.dumps(left), job))
+
+
+def reopen(t: Transaction, job: int, now: float) -> None:
+    """Queue a job that is done once more."""
+    t.execute(
+        "UPDATE jobs SET state = 'queued', queued_at = ?, ended_at = NULL WHERE id = ? AND state = 'done'", (now, job)
+    )
 
 
 def finish(t: Transaction, jobs: Sequence[int], now: float) -> None:
@@ -275,6 +312,13 @@ def count(t: Transaction) -> dict[str, dict[State, tuple[int, int]]]:
     ):
         counts.setdefault(row[0], {})[State(row[1])] = (row[2], row[3])
     return counts
+
+
+def count_open(t: Transaction) -> dict[State, int]:
+    """How many jobs are in each state that is not final; from the indexes alone, however long the history is."""
+    states = [state for state in State if not state.final]
+    query = " UNION ALL ".join(f"SELECT '{state}', count(*) FROM jobs WHERE state = '{state}'" for state in states)
+    return {State(row[0]): row[1] for row in t.execute(query)}
 
 
 def oldest_open(t: Transaction) -> float | None:

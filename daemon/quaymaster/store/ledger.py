@@ -99,17 +99,17 @@ def disposed(t: Transaction, job: int, disposal: str, now: float) -> None:
 
 
 def of_job(t: Transaction, job: int) -> list[Delivery]:
-    return _deliveries(t.execute(f"{_SELECT} WHERE job_id = ? ORDER BY ledger.id", (job,)))
+    return from_rows(t.execute(f"{_SELECT} WHERE job_id = ? ORDER BY ledger.id", (job,)))
 
 
 def of_path(t: Transaction, watch: str, path: bytes) -> list[Delivery]:
     """Every delivery of every version of a file, oldest first."""
-    return _deliveries(t.execute(f"{_SELECT} WHERE watches.name = ? AND path = ? ORDER BY ledger.id", (watch, path)))
+    return from_rows(t.execute(f"{_SELECT} WHERE watches.name = ? AND path = ? ORDER BY ledger.id", (watch, path)))
 
 
 def current(t: Transaction, destination: str, key: str) -> Delivery | None:
     """What we last put under this key, or None when we never did."""
-    found = _deliveries(
+    found = from_rows(
         t.execute(f"{_SELECT} WHERE destination = ? AND key = ? AND replaced_by IS NULL", (destination, key))
     )
     return found[0] if found else None
@@ -131,7 +131,8 @@ def ours(t: Transaction, destination: str, objects: Sequence[tuple[str, str]]) -
     return [found_as in found for found_as in objects]
 
 
-def _deliveries(rows: Iterable[Any]) -> list[Delivery]:
+def from_rows(rows: Iterable[Any]) -> list[Delivery]:
+    """Of rows with all columns of the ledger, and the watch's name as ``watch``."""
     return [
         Delivery(
             id=r["id"],

@@ -55,10 +55,10 @@ def test_every_field_of_the_json_forms_is_in_the_manual(scene) -> None:
     for command in (
         ["jobs"], ["jobs", "1"], ["jobs", "retry", "2", "99"], ["jobs", "drop", "2"], ["status"], ["config"],
         ["why", f"{scene.watched}/a.fastq"], ["why", f"{scene.watched}/new"], ["prove", f"{scene.watched}/a.fastq"],
-        ["check", "--destinations"],
+        ["check", "--destinations"], ["doctor"], ["verify"], ["restore", f"{scene.watched}", "--dry-run"],
     ):  # fmt: skip
         said = fields(scene.run(*command, "--json").json)
-        said -= {"md5", "queued", "running", "waiting", "parked", "done", "superseded", "dropped"}
+        said -= {"archive", "md5", "queued", "running", "waiting", "parked", "done", "superseded", "dropped"}
         assert said <= named, (command, said - named)
 
 
@@ -70,6 +70,7 @@ def test_the_configuration_page_has_exactly_the_settings_there_are() -> None:
     tables = {
         "[service]": (settings.Service,),
         "[limits]": (settings.Limits,),
+        "[verify]": (settings.Verify,),
         "[destination.NAME]": (settings.S3Destination, settings.DirectoryDestination, settings.BesideDestination),
         "[watch.NAME]": (settings.Watch, settings.Compress),
     }

@@ -104,7 +104,8 @@ def test_the_chain_can_be_checked_by_hand_and_names_the_path_exactly(store: Stor
     ]
     previous = GENESIS
     for entry in entries:
-        assert entry.sha256 == hashlib.sha256(f"{previous}\n{entry.body}\n".encode()).hexdigest()
+        body = hashlib.sha256(entry.body.encode()).hexdigest()
+        assert entry.sha256 == hashlib.sha256(f"{previous}\n{body}\n".encode()).hexdigest()
         previous = entry.sha256
     assert bytes.fromhex(entries[0].fields["path_hex"]) == b"a\xff.fastq"
     assert entries[0].fields["source_sha256"] == "aa" * 32

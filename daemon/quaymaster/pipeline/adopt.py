@@ -1,0 +1,173 @@
+"""Recognising copies that are at a destination already, made by an earlier life of this host (PRODUCT I5).
+
+An object of S3 tells by its metadata what it is a copy of: size, mtime and SHA-256 of the source. Elsewhere the copy is
+read and expanded, and its content compared with the source's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+
+from quaymaster import keys
+from quaymaster.destinations.base import Destination
+from quaymaster.errors import IntegrityError, TransferError
+from quaymaster.model import Compression, Digests, FileVersion, Identity, Proof, Stored
+from quaymaster.pipeline import codec, reader
+from quaymaster.source import Root
+
+_MOST_VERSIONS = 1000
+"""Of one file with on_change = "keep-both", that are looked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What an object's metadata says of its source."""
+
+    size: int
+    mtime_ns: int
+    sha256: str
+    compression: Compression
+
+    @classmethod
+    def by(cls, stored: Stored) -> Told | None:
+        """None when the object has no such metadata, or it makes no sense."""
+        said = stored.metadata
+        try:
+            told = cls(
+                int(said["quaymaster-size"]),
+                int(said["quaymaster-mtime"]),
+                said["quaymaster-sha256"],
+                Compression(said["quaymaster-compression"]),
+            )
+            sane = told.size >= 0 and len(bytes.fromhex(told.sha256)) == 32
+        except (KeyError, ValueError):
+            return None
+        return told if sane else None
+
+
+@dataclass(frozen=True, slots=True)
+class Shelf:
+    """One destination of a watch, and how it is looked up there: in a listing, or one by one."""
+
+    name: str
+    destination: Destination
+    look: Callable[[str], Stored | None]
+
+
+def copies(
+    version: FileVersion, root: Root, shelf: Shelf, template: str, host: str, wanted: Iterable[Compression]
+) -> tuple[Proof | None, list[Proof]]:
+    """The proof of a copy of this very version at a destination, and of older versions of the same file there (whose
+    inode nobody knows any more). Raises TransferError."""
+    older: list[Proof] = []
+    for number in range(1, _MOST_VERSIONS):
+        found = False
+        for compression in wanted:
+            key = keys.key_for(
+                template, watch=version.watch, path=version.path, host=host, suffix=compression.suffix, version=number
+            )
+            if (listed := shelf.look(key)) is None:
+                continue
+            found = True
+            proof = _proof(version, root, shelf, listed, compression)
+            if proof is not None and proof.version == version:
+                return proof, older
+            if proof is not None:
+                older.append(proof)
+        if not found:
+            break
+    return None, older
+
+
+def orphan(shelf: Shelf, listed: Stored, watch: str, template: str, host: str) -> Proof | None:
+    """The proof of an object whose source is not here any more, by its metadata alone; None when it is not ours, or is
+    of no file of this watch."""
+    stored = shelf.destination.stat(listed.key)
+    told = Told.by(stored) if stored else None
+    if stored is None or told is None:
+        return None
+    path = keys.path_of(template, stored.key, watch=watch, host=host, suffix=told.compression.suffix)
+    return _by_metadata(watch, path, shelf.name, stored, told) if path else None
+
+
+def _proof(version: FileVersion, root: Root, shelf: Shelf, listed: Stored, compression: Compression) -> Proof | None:
+    stored = shelf.destination.stat(listed.key)
+    if stored is None:
+        return None
+    told = Told.by(stored)
+    if told is not None:
+        same = (told.size, told.mtime_ns) == (version.size, version.identity.mtime_ns)
+        proof = _by_metadata(version.watch, version.path, shelf.name, stored, told)
+        return replace(proof, version=version) if same else proof
+    return _by_content(version, root, shelf, stored, compression)
+
+
+def _by_metadata(watch: str, path: bytes, name: str, stored: Stored, told: Told) -> Proof:
+    # Of an object in one part, some servers tell the SHA-256 of the whole; else it is not known, but for its size.
+    sha256 = told.sha256 if told.compression is Compression.NONE else ""
+    return Proof(
+        job=0,
+        version=FileVersion(watch, path, Identity(0, told.size, told.mtime_ns)),
+        destination=name,
+        source=Digests(told.size, told.sha256),
+        stored_digests=Digests(stored.size, sha256),
+        compression=told.compression,
+        compression_note="",
+        stored=replace(stored, evidence="metadata"),
+        delivered_at=stored.mtime,
+    )
+
+
+def _by_content(
+    version: FileVersion, root: Root, shelf: Shelf, stored: Stored, compression: Compression
+) -> Proof | None:
+    """Both are read. A copy that cannot be expanded, or to other bytes, is none of this version."""
+    if compression is Compression.NONE and stored.size != version.size:
+        return None
+    never = lambda: False  # noqa: E731
+    try:
+        with shelf.destination.read(stored) as pieces:
+            counted = _Counted(pieces)
+            expanded = codec.digest(codec.expand(counted, compression, size=version.size))
+        with reader.opened(root, version.path, version.identity) as source:
+            original = source.digest(never)
+    except IntegrityError:
+        return None
+    if expanded != original:
+        return None
+    return Proof(
+        job=0,
+        version=version,
+        destination=shelf.name,
+        source=Digests(version.size, original),
+        stored_digests=Digests(counted.size, counted.sha256()),
+        compression=compression,
+        compression_note="",
+        stored=replace(stored, checksum=f"sha256:{counted.sha256()}", evidence="readback"),
+        delivered_at=stored.mtime,
+    )
+
+
+class _Counted:
+    """Passes pieces on, and digests them on the way."""
+
+    def __init__(self, pieces: Iterable[bytes]) -> None:
+        import hashlib
+
+        self._pieces, self._digest, self.size = iter(pieces), hashlib.sha256(), 0
+
+    def __iter__(self) -> _Counted:
+        return self
+
+    def __next__(self) -> bytes:
+        piece = next(self._pieces)
+        self._digest.update(piece)
+        self.size += len(piece)
+        return piece
+
+    def sha256(self) -> str:
+        return self._digest.hexdigest()
+
+
+__all__ = ["Shelf", "Told", "TransferError", "copies", "orphan"]

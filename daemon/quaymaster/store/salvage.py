@@ -1,0 +1,101 @@
+"""What can still be read of a damaged database goes into a new one (PRODUCT Q6).
+
+The damaged files are moved aside as they are and never changed. The queue, the ledger and what the service knows of
+filesystems and endpoints are carried over row by row. The custody log's rows are not: a chain with holes proves
+nothing. They go into a file beside the damaged database, and the new log says what that file's SHA-256 is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import sqlite3
+import tempfile
+from collections.abc import Iterator
+from contextlib import closing, suppress
+from dataclasses import dataclass
+from typing import Any
+
+from quaymaster.errors import StoreError
+from quaymaster.store.db import FILE_NAME, Database
+
+_FILES = (FILE_NAME, f"{FILE_NAME}-wal", f"{FILE_NAME}-shm")
+_TABLES = ("watches", "jobs", "uploads", "ledger", "reports")
+CUSTODY_FILE = "custody-salvaged.jsonl"
+
+
+@dataclass(frozen=True, slots=True)
+class Salvaged:
+    """``rows``: carried over, by table. ``custody``: entries in :data:`CUSTODY_FILE`, whose digest is ``sha256``."""
+
+    folder: str
+    rows: dict[str, int]
+    custody: int
+    sha256: str
+
+
+def set_aside(directory: str, stamp: str) -> str:
+    """Move the database's files into a folder of their own; its path."""
+    folder = os.path.join(directory, f"damaged-{stamp}")
+    os.mkdir(folder, 0o700)
+    for name in _FILES:
+        with suppress(FileNotFoundError):
+            os.rename(os.path.join(directory, name), os.path.join(folder, name))
+    return folder
+
+
+def salvage(folder: str, into: Database) -> Salvaged:
+    """Carry over what can be read of the database in ``folder``."""
+    with tempfile.TemporaryDirectory(dir=folder) as work:
+        for name in _FILES:  # SQLite would write into the original: its log is played back when it is opened
+            with suppress(FileNotFoundError):
+                shutil.copyfile(os.path.join(folder, name), os.path.join(work, name))
+        with closing(sqlite3.connect(os.path.join(work, FILE_NAME))) as damaged:
+            rows = {table: _carry_over(damaged, table, into) for table in _TABLES}
+            custody, sha256 = _keep_custody(damaged, os.path.join(folder, CUSTODY_FILE))
+    return Salvaged(folder, rows, custody, sha256)
+
+
+def _carry_over(damaged: sqlite3.Connection, table: str, into: Database) -> int:
+    carried = 0
+    for columns, row in _readable(damaged, table):
+        names, marks = ", ".join(columns), ", ".join("?" * len(columns))
+        with suppress(sqlite3.Error, StoreError):  # a row that makes no sense any more
+            statement = f"INSERT OR IGNORE INTO {table} ({names}) VALUES ({marks})"
+            carried += into.write(lambda t, row=row, statement=statement: t.execute(statement, row).rowcount)  # type: ignore[misc]
+    return carried
+
+
+def _readable(damaged: sqlite3.Connection, table: str) -> Iterator[tuple[list[str], tuple[Any, ...]]]:
+    """The rows from the first on until a damaged page, then from the last back to it."""
+    seen: set[Any] = set()
+    for order in ("", " ORDER BY 1 DESC"):
+        try:
+            cursor = damaged.execute(f"SELECT * FROM {table}{order}")
+            columns = [column[0] for column in cursor.description]
+            while (row := cursor.fetchone()) is not None:
+                if row[0] in seen and table not in ("uploads",):
+                    break
+                seen.add(row[0])
+                yield columns, row
+            else:
+                return
+        except (sqlite3.Error, OverflowError, ValueError):
+            continue
+
+
+def _keep_custody(damaged: sqlite3.Connection, path: str) -> tuple[int, str]:
+    digest, number = hashlib.sha256(), 0
+    with open(path, "xb") as file:
+        for columns, row in _readable(damaged, "custody"):
+            named = dict(zip(columns, row, strict=True))
+            entry = {name: named.get(name) for name in ("seq", "sha256", "body")}
+            line = json.dumps(entry, default=repr).encode() + b"\n"
+            file.write(line)
+            digest.update(line)
+            number += 1
+        file.flush()
+        os.fsync(file.fileno())
+    return number, digest.hexdigest()
