@@ -15,7 +15,7 @@ import pytest
 from contract.places import BUCKET, PART, Keys, S3Place, Settings, bytes_of, content, deliver, digests_of
 from quaymaster.destinations.base import Put
 from quaymaster.destinations.s3 import S3
-from quaymaster.destinations.s3_upload import MIB, part_size_for
+from quaymaster.destinations.s3_plan import MIB, part_size_for
 from quaymaster.errors import (
     ConfigError,
     Conflict,

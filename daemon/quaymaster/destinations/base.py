@@ -146,6 +146,12 @@ class Destination(Protocol):
         """Withdraw exactly this object, which we put there; Conflict if something else has taken its place."""
         ...
 
+    def sweep(self, *, now: float, older_than: float = 3600) -> int:
+        """Remove what dead processes of this host left unfinished at least so many seconds ago, when no token tells of
+        it any more; how many. ``now`` in seconds since the epoch. Costs a walk of everything. Where it cannot be told
+        whose an unfinished upload is (S3), nothing is removed."""
+        ...
+
     def check(self) -> list[str]:
         """Facts the operator should know, one line each, after really trying the destination (a probe object is
         written, read back and removed). Raises the error that a delivery would raise."""

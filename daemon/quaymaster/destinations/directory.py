@@ -18,19 +18,19 @@ that we left there, it is put back. Without that, the look comes just before a p
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import os
 import re
 import secrets
 import stat
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from quaymaster import keys
 from quaymaster.destinations import disk
 from quaymaster.destinations.base import OWN, Put
+from quaymaster.destinations.directory_upload import READ_FLAGS, DirectoryUpload, Place, etag
 from quaymaster.destinations.disk import disk_errors
 from quaymaster.destinations.owner import TAG, is_dead, own_tag
 from quaymaster.errors import (
@@ -43,9 +43,7 @@ from quaymaster.errors import (
 )
 from quaymaster.model import Digests, Emit, Event, Level, Stored, shown
 
-_WRITE_BEHIND = 64 << 20  # bytes; after so many, write-back is started and what is clean leaves the cache
 _PART = re.compile(rb"\.qm-%b-[^/]+\.part" % TAG.encode())
-_READ_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 _WAYS = {
     "link": "names are given with hard links: never overwrites",
@@ -53,14 +51,6 @@ _WAYS = {
     "claim": "has neither hard links nor RENAME_NOREPLACE: no quaymaster overwrites another's file, but a file that "
     "another program makes in the very moment of publication could be",
 }
-
-
-@dataclass(frozen=True, slots=True)
-class _Place:
-    """A key's directory and name."""
-
-    folders: tuple[bytes, ...]
-    leaf: bytes
 
 
 class Directory:
@@ -172,7 +162,7 @@ class Directory:
             try:
                 directory, _ = self.open_folder(place.folders)
                 try:
-                    descriptor = os.open(place.leaf, _READ_FLAGS, dir_fd=directory)
+                    descriptor = os.open(place.leaf, READ_FLAGS, dir_fd=directory)
                 finally:
                     os.close(directory)
             except FileNotFoundError:
@@ -182,7 +172,7 @@ class Directory:
                 ) from None
         try:
             status = os.fstat(descriptor)
-            if not stat.S_ISREG(status.st_mode) or (stored.etag and _etag(status) != stored.etag):
+            if not stat.S_ISREG(status.st_mode) or (stored.etag and etag(status) != stored.etag):
                 raise self.taken(stored.key)
             yield self._pieces(descriptor, stored)
         finally:
@@ -225,7 +215,7 @@ class Directory:
             os.rename(leaf, hidden, src_dir_fd=directory, dst_dir_fd=directory)
         except FileNotFoundError:
             return
-        if _etag(os.stat(hidden, dir_fd=directory, follow_symlinks=False)) != stored.etag:
+        if etag(os.stat(hidden, dir_fd=directory, follow_symlinks=False)) != stored.etag:
             disk.publish_name(directory, hidden, leaf)
             raise self.taken(stored.key)
         os.unlink(hidden, dir_fd=directory)
@@ -302,9 +292,9 @@ class Directory:
 
     # For uploads
 
-    def place(self, key: str) -> _Place:
+    def place(self, key: str) -> Place:
         *folders, leaf = keys.unescape(key).split(b"/")
-        return _Place(tuple(folders), leaf)
+        return Place(tuple(folders), leaf)
 
     def where(self, key: str) -> str:
         return shown(os.path.join(os.fsencode(self.path), keys.unescape(key)))
@@ -352,7 +342,7 @@ class Directory:
             return None
         if not stat.S_ISREG(status.st_mode):
             raise Conflict(f"{self.where(key)} is not a regular file", "Remove what is in the way, then retry the job")
-        return Stored(key, status.st_size, _etag(status), mtime=status.st_mtime)
+        return Stored(key, status.st_size, etag(status), mtime=status.st_mtime)
 
     def part_name(self) -> bytes:
         return f".qm-{self._tag}-{self._token()}.part".encode()
@@ -371,160 +361,6 @@ class Directory:
             self.tell(kind, message)
 
 
-class DirectoryUpload:
-    """The :class:`~quaymaster.destinations.base.Upload` of a directory."""
-
-    way = ""
-    """How the name was given: a key of ``_WAYS``."""
-
-    def __init__(self, home: Directory, put: Put, place: _Place, directory: int, made: int) -> None:
-        """Raises OSError. Takes ``directory`` over once it has succeeded."""
-        self._home, self._put, self._place = home, put, place
-        self._made = made
-        self._part = home.part_name()
-        self._where = home.where(put.key)
-        self._written = self._started = 0
-        self._left_behind = False
-        self._directory = directory
-        put.note(self.resume_token)
-        self._file = os.open(self._part, disk.NEW_FLAGS, 0o600, dir_fd=directory)
-
-    @property
-    def resume_token(self) -> str:
-        """Names the part for :meth:`Directory.abandon`; empty once it is gone."""
-        if self._directory < 0 and not self._left_behind:
-            return ""
-        return keys.escape(b"/".join((*self._place.folders, self._part)))
-
-    def write(self, data: bytes | memoryview) -> None:
-        rest = memoryview(data).cast("B")
-        with disk_errors(self._where):
-            while rest:
-                count = os.write(self._file, rest)
-                self._written += count
-                rest = rest[count:]
-            if self._written - self._started >= _WRITE_BEHIND:
-                # Keeps the sync at the end short, and the host's cache for those who need it.
-                os.posix_fadvise(self._file, 0, self._written, os.POSIX_FADV_DONTNEED)
-                self._started = self._written
-
-    def publish(self, digests: Digests, metadata: Mapping[str, str]) -> Stored:
-        with disk_errors(self._where):
-            os.fsync(self._file)
-            self._compare(digests)
-            self._dress()
-            os.fsync(self._file)
-            descriptor, self._file = self._file, -1
-            os.close(descriptor)
-            stored = self._make_visible(digests)
-            disk.sync_directory(self._directory)
-        self._made = 0
-        self._release()
-        return stored
-
-    def suspend(self) -> None:
-        self.abort()
-
-    def abort(self) -> None:
-        """Removes the part, and the directories that were made for it if they are still empty."""
-        if self._directory < 0:
-            return
-        try:
-            with suppress(FileNotFoundError):
-                os.unlink(self._part, dir_fd=self._directory)
-        except OSError:
-            self._left_behind = True
-        self._release()
-        self._home.remove_empty(self._place.folders, self._made)
-
-    def _compare(self, digests: Digests) -> None:
-        """What the device or server holds under the part's name is what the caller hashed."""
-        descriptor = os.open(self._part, _READ_FLAGS, dir_fd=self._directory)
-        try:
-            size, sha256 = disk.digest_past_cache(descriptor)
-        finally:
-            os.close(descriptor)
-        if (size, sha256) != (digests.size, digests.sha256):
-            raise IntegrityError(
-                f"{self._where} reads back as {size} bytes with SHA-256 {sha256} instead of {digests.size} bytes with "
-                f"{digests.sha256}",
-                "It is written again; if it happens again, test this host's memory and that filesystem",
-            )
-
-    def _dress(self) -> None:
-        """Mode and mtime of the source; some shares keep neither, which is told once and stops nothing."""
-        try:
-            os.fchmod(self._file, self._put.mode & 0o777)
-            if self._put.mtime_ns:
-                os.utime(self._file, ns=(self._put.mtime_ns, self._put.mtime_ns))
-        except OSError as error:
-            if error.errno not in (errno.EPERM, errno.EACCES, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL):
-                raise
-            text = f"{self._home.path} does not let file modes and times be set ({os.strerror(error.errno)})"
-            self._home.tell_once("attributes-not-kept", text)
-
-    def _make_visible(self, digests: Digests) -> Stored:
-        home, directory, leaf = self._home, self._directory, self._place.leaf
-        old = self._put.replace
-        present = home.present(directory, leaf, self._put.key)
-        if present is None or old is None:
-            try:
-                self.way = disk.publish_name(directory, self._part, leaf)
-            except FileExistsError:
-                return self._adopt(digests)
-        elif (present.etag, present.size) != (old.etag, old.size) or not self._holds(old.checksum):
-            return self._adopt(digests)
-        else:
-            with disk.alone(directory, self._where):
-                self._take_place_of(old)
-        stored = home.present(directory, leaf, self._put.key)
-        if stored is None or stored.size != digests.size:
-            raise Conflict(f"{self._where} was changed by somebody else the moment it appeared", "Look at it")
-        return Stored(stored.key, stored.size, stored.etag, checksum=f"sha256:{digests.sha256}", evidence="readback")
-
-    def _holds(self, checksum: str) -> bool:
-        """Whether the file that has the name now has this content (``sha256:<hex>``)."""
-        descriptor = os.open(self._place.leaf, _READ_FLAGS, dir_fd=self._directory)
-        try:
-            return "sha256:" + disk.digest_past_cache(descriptor)[1] == checksum
-        finally:
-            os.close(descriptor)
-
-    def _adopt(self, digests: Digests) -> Stored:
-        """The name is taken. A file with the very same bytes counts as delivered; anything else is in the way."""
-        present = self._home.present(self._directory, self._place.leaf, self._put.key)
-        checksum = f"sha256:{digests.sha256}"
-        if present is None or present.size != digests.size or not self._holds(checksum):
-            size = f" ({present.size} bytes)" if present else ""
-            raise Conflict(
-                f"Something else is already at {self._where}{size}; it is never overwritten",
-                "Rename or remove it there, or change the key of the watch, then retry the job",
-            )
-        os.unlink(self._part, dir_fd=self._directory)
-        return Stored(present.key, present.size, present.etag, checksum=checksum, evidence="readback")
-
-    def _take_place_of(self, old: Stored) -> None:
-        directory, leaf = self._directory, self._place.leaf
-        if disk.exchange(directory, self._part, leaf):
-            if _etag(os.stat(self._part, dir_fd=directory, follow_symlinks=False)) != old.etag:
-                disk.exchange(directory, self._part, leaf)
-                raise self._home.taken(self._put.key)
-            os.unlink(self._part, dir_fd=directory)
-        else:
-            present = self._home.present(directory, leaf, self._put.key)
-            if present is None or present.etag != old.etag:
-                raise self._home.taken(self._put.key)
-            os.rename(self._part, leaf, src_dir_fd=directory, dst_dir_fd=directory)
-        self.way = "replace"
-
-    def _release(self) -> None:
-        for descriptor in (self._file, self._directory):
-            if descriptor >= 0:
-                with suppress(OSError):
-                    os.close(descriptor)
-        self._file = self._directory = -1
-
-
 def _attributes(directory: int, leaf: bytes) -> dict[str, str]:
     """What the file itself keeps of its source, in the words of an object's metadata."""
     status = os.stat(leaf, dir_fd=directory, follow_symlinks=False)
@@ -540,12 +376,3 @@ def _leads_to(folder: str, prefix: str) -> bool:
     if folder.startswith(OWN) and not prefix.startswith(OWN):
         return False
     return folder.startswith(prefix) or prefix.startswith(folder)
-
-
-def etag_of(inode: int, mtime_ns: int) -> str:
-    """What a directory has for an ETag."""
-    return f"{inode}:{mtime_ns}"
-
-
-def _etag(status: os.stat_result) -> str:
-    return etag_of(status.st_ino, status.st_mtime_ns)

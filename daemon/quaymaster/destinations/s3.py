@@ -24,8 +24,9 @@ from quaymaster.destinations.base import OWN, Put
 from quaymaster.destinations.owner import own_tag
 from quaymaster.destinations.s3_claim import Claim
 from quaymaster.destinations.s3_objects import Objects
+from quaymaster.destinations.s3_plan import LARGEST_OBJECT, Plan, part_size_for
 from quaymaster.destinations.s3_probe import Capabilities, Probe, remove_left
-from quaymaster.destinations.s3_upload import LARGEST_OBJECT, Plan, S3Upload, abort_upload, part_size_for
+from quaymaster.destinations.s3_upload import S3Upload, abort_upload
 from quaymaster.destinations.s3_wire import Credentials, Settings, Wire
 from quaymaster.errors import IntegrityError, NameRefused, NotSupported, PermissionDenied, TransferError
 from quaymaster.model import Digests, Emit, Event, Level, Stored
@@ -178,6 +179,9 @@ class S3:
             if not answer.get("IsTruncated"):
                 return
             marker = {"KeyMarker": answer["NextKeyMarker"], "UploadIdMarker": answer["NextUploadIdMarker"]}
+
+    def sweep(self, *, now: float, older_than: float = 3600) -> int:
+        return 0  # another host's are listed like ours; a bucket's lifecycle rule ends those of a lost store
 
     def check(self) -> list[str]:
         with self._lock:

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from quaymaster.destinations.base import Put
 from quaymaster.destinations.s3_claim import Claim
 from quaymaster.destinations.s3_objects import Held, Objects, held_parts, sent_metadata
+from quaymaster.destinations.s3_plan import MOST_PARTS, Expected, Part, Plan
 from quaymaster.destinations.s3_probe import Capabilities, body_digest, digest_text, plain_etag
 from quaymaster.destinations.s3_wire import Busy, UploadGone
 from quaymaster.errors import (
@@ -27,74 +28,11 @@ from quaymaster.errors import (
 )
 from quaymaster.model import Compression, Digests, Event, Level, Stored
 
-MIB = 1 << 20
-MOST_PARTS = 10_000  # S3 user guide, "Amazon S3 multipart upload limits"
-LARGEST_OBJECT = 5 << 40  # bytes; same table
 TRIES = 3
 _LONGEST_PATIENCE = 10.0  # seconds; a longer Retry-After is left to the job's own retry
 
 _TYPES = {Compression.ZSTD.value: "application/zstd", Compression.GZIP.value: "application/gzip"}  # RFC 8878, RFC 6713
 _Answer = TypeVar("_Answer")
-
-
-def part_size_for(size_bound: int, least: int) -> int:
-    """Bytes of one part, so that ``size_bound`` fits into the most parts there can be."""
-    needed = -(-size_bound // MOST_PARTS)
-    return max(least, -(-needed // MIB) * MIB)
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How one object is sent."""
-
-    part_size: int
-    buffers: int
-    """Parts in memory at once, the one being filled included."""
-    threads: int
-    options: Mapping[str, Any]
-    """Request parameters from the configuration: encryption, tags, storage class."""
-    claims: bool
-    """Whether publishers of one key have to be kept apart by us (s3_claim.py)."""
-
-    def digest(self, put: Put) -> str:
-        """Of what is fixed when a multipart upload begins: one with another digest cannot be gone on with."""
-        fixed = [self.part_size, sorted(self.options.items()), sorted(put.metadata.items())]
-        return hashlib.sha256(json.dumps(fixed).encode()).hexdigest()
-
-
-@dataclass(frozen=True, slots=True)
-class _Part:
-    number: int
-    etag: str
-    sha256: bytes
-    md5: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class _Expected:
-    """What the server must say of the object, if it holds what was sent."""
-
-    digests: Digests
-    proof: str
-    checksum: str
-    """SHA-256 in S3's notation: of the whole, or of the parts' digests with ``-N``."""
-    md5: str = ""
-
-    def found_in(self, present: Stored, *, adopting: bool) -> bool | None:
-        """True, False, or None when the server's answer cannot tell: then the bytes have to be read.
-
-        ``adopting``: the object may be another writer's, divided into other parts, and no MD5 counts.
-        """
-        if present.size != self.digests.size:
-            return False
-        if self.proof.startswith("sha256") and present.checksum.startswith("SHA256:"):
-            told = present.checksum.removeprefix("SHA256:")
-            if told in (self.checksum, digest_text(bytes.fromhex(self.digests.sha256))):
-                return True
-            return False if "-" not in told or not adopting else None
-        if self.proof.startswith("md5") and not adopting and present.etag == self.md5:
-            return True
-        return None
 
 
 @dataclass(eq=False)
@@ -119,7 +57,7 @@ class S3Upload:
     _upload_id: str = ""
     _begun: bool = False
     _pool: ThreadPoolExecutor | None = None
-    _sent: list[Future[_Part]] = field(default_factory=list)
+    _sent: list[Future[Part]] = field(default_factory=list)
     _failure: Exception | None = None
     _closed: bool = False
     _left_behind: bool = False
@@ -244,17 +182,21 @@ class S3Upload:
         fixed = self._fixed(self.put.metadata)
         self._begun = True
         self.put.note(self.resume_token)
-        answer = self._tried(lambda: self.objects.wire.call("create_multipart_upload", self._key, **algorithm, **fixed))
+        # Only after an answer: one that was lost may have made an upload, which a second one would hide. The next run
+        # of the job looks for it (S3.abandon).
+        answer = self._tried(
+            lambda: self.objects.wire.call("create_multipart_upload", self._key, **algorithm, **fixed), again=(Busy,)
+        )
         self._upload_id = str(answer["UploadId"])
         self.put.note(self.resume_token)
 
-    def _send(self, number: int, body: bytearray) -> _Part:
+    def _send(self, number: int, body: bytearray) -> Part:
         try:
             self._hash_in_turn(number, body)
             sha256, md5 = hashlib.sha256(body).digest(), b""
             if "md5" in (self.able.part_checked, self.able.parts_proof.removesuffix("-parts")):
                 md5 = hashlib.md5(body, usedforsecurity=False).digest()
-            return _Part(
+            return Part(
                 number, self._arrived(number, body, sha256) or self._delivered(number, body, sha256), sha256, md5
             )
         except Exception as error:
@@ -289,7 +231,9 @@ class S3Upload:
             self._hashed = number
             self._turn.notify_all()
 
-    def _tried(self, action: Callable[[], _Answer]) -> _Answer:
+    def _tried(
+        self, action: Callable[[], _Answer], again: tuple[type[TransferError], ...] = (TemporaryError, IntegrityError)
+    ) -> _Answer:
         """Up to three times, when the failure may be one of the moment."""
         attempt = 1
         while True:
@@ -297,7 +241,7 @@ class S3Upload:
                 return action()
             except UploadGone:
                 raise
-            except (TemporaryError, IntegrityError) as error:
+            except again as error:
                 if attempt == TRIES or self._stop.is_set():
                     raise
                 self._pause(attempt, error)
@@ -315,7 +259,7 @@ class S3Upload:
         self._require(digests, sha256)
         digest = body_digest(self.able.put_checked, body, sha256=sha256)
         md5 = hashlib.md5(body, usedforsecurity=False).hexdigest() if self.able.put_proof == "md5" else ""
-        expected = _Expected(digests, self.able.put_proof, digest_text(sha256), md5)
+        expected = Expected(digests, self.able.put_proof, digest_text(sha256), md5)
         fixed = self._fixed(metadata)
         return self._commit(
             lambda condition: self.objects.wire.call(
@@ -333,7 +277,7 @@ class S3Upload:
         composite = hashlib.sha256(b"".join(part.sha256 for part in parts)).digest()
         md5 = hashlib.md5(b"".join(part.md5 for part in parts), usedforsecurity=False).hexdigest()
         tail = f"-{len(parts)}"
-        expected = _Expected(digests, self.able.parts_proof, digest_text(composite) + tail, md5 + tail)
+        expected = Expected(digests, self.able.parts_proof, digest_text(composite) + tail, md5 + tail)
         if self._taken:
             return self._publish_nothing(expected)
         checked = self.able.part_checked == "sha256"
@@ -349,7 +293,7 @@ class S3Upload:
             self.able.create_parts,
         )
 
-    def _publish_nothing(self, expected: _Expected) -> Stored:
+    def _publish_nothing(self, expected: Expected) -> Stored:
         present = self._tried(lambda: self.objects.head(self.put.key))
         if present is None:
             raise Unreachable(f"{self._where} was there when it began and is gone now", "It is sent again")
@@ -369,7 +313,7 @@ class S3Upload:
         return {"Metadata": sent_metadata(metadata), "ContentType": kind, **self.plan.options}
 
     def _commit(
-        self, send: Callable[[Mapping[str, str]], Mapping[str, Any]], expected: _Expected, create: str
+        self, send: Callable[[Mapping[str, str]], Mapping[str, Any]], expected: Expected, create: str
     ) -> Stored:
         """Send the request that makes the object visible, and find out what became of it when the reply is lost."""
         old = self.put.replace
@@ -419,7 +363,7 @@ class S3Upload:
             raise Conflict(f"{self._where} is not as it was")
         return {"IfMatch": f'"{old.etag}"'} if old and self.able.replace == "atomic" else {}
 
-    def _after_lost_reply(self, expected: _Expected) -> Stored | None:
+    def _after_lost_reply(self, expected: Expected) -> Stored | None:
         """The request may have been carried out although its answer never came."""
         try:
             present = self.objects.head(self.put.key)
@@ -427,7 +371,7 @@ class S3Upload:
         except TemporaryError:
             return None
 
-    def _adopted(self, present: Stored, expected: _Expected) -> Stored | None:
+    def _adopted(self, present: Stored, expected: Expected) -> Stored | None:
         """The object that is there, when its content is proven to be what was to be put there."""
         same, evidence = expected.found_in(present, adopting=True), expected.proof
         if same is None:
@@ -445,7 +389,7 @@ class S3Upload:
 
     # Proof
 
-    def _proven(self, answer: Mapping[str, Any], expected: _Expected) -> Stored:
+    def _proven(self, answer: Mapping[str, Any], expected: Expected) -> Stored:
         """What the server says it holds, compared with what was sent; the object is withdrawn if it differs."""
         version = str(answer.get("VersionId") or "")
         present = self._tried(lambda: self.objects.head(self.put.key, "" if version == "null" else version))
@@ -465,7 +409,7 @@ class S3Upload:
             f"{self._where} was stored with other bytes than were sent{self._withdraw(present)}", "It is sent again"
         )
 
-    def _reads_back(self, present: Stored, expected: _Expected) -> bool:
+    def _reads_back(self, present: Stored, expected: Expected) -> bool:
         """Downloads and hashes; three times before it says no, since the download may be what is damaged."""
 
         def compare() -> bool:

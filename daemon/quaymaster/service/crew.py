@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 
 from quaymaster.config import Config, Watch
 from quaymaster.destinations.base import Destination
-from quaymaster.destinations.directory import etag_of
+from quaymaster.destinations.directory_upload import etag_of
 from quaymaster.intake.intake import Intake
 from quaymaster.keys import escape
 from quaymaster.model import Emit, FileVersion, Identity

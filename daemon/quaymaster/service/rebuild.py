@@ -5,7 +5,8 @@
     each destination ──► its objects that no file accounts for, as far as they say whose they are ──► ledger
 
 The service must be stopped. What is found is recorded; nothing is sent, removed or changed anywhere else. The jobs of
-files that are here are queued: the service then sends what is missing, and sees to the sources.
+files that are here are queued: the service then sends what is missing, and sees to the sources. (Unfinished copies in
+directories, of which only the lost store knew, are removed.)
 """
 
 from __future__ import annotations
@@ -135,6 +136,8 @@ class _Comparison:
                 self.summary.objects += len(self._listings[name])
                 self._accounted[name] = set()
                 self.tell(f"destination {name}: {len(self._listings[name]):,} objects")
+                if swept := destination.sweep(now=time.time(), older_than=0):
+                    self.tell(f"destination {name}: {swept:,} unfinished copies of dead processes removed")
             except TransferError as error:
                 self._problem(f"destination {name}: {error}")
         with ThreadPoolExecutor(_THREADS, thread_name_prefix="rebuild") as pool:
