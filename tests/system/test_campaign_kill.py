@@ -63,14 +63,14 @@ class Campaign:
         self.rounds += 1
         n, noise = self.rounds, self.chance.randbytes
         stamp = b"%d\n" % n
-        self._write("landing", f"small-{n}", noise(self.chance.randrange(5000)))
-        self._write("landing", f"reads-{n}.fastq", stamp + TEXT)
+        self.write("landing", f"small-{n}", noise(self.chance.randrange(5000)))
+        self.write("landing", f"reads-{n}.fastq", stamp + TEXT)
         if n % 3 == 1:
-            self._write("landing", f"model-{n}.bin", noise(11 * MIB))
-        self._write("landing", "changing", stamp * 500)
-        self._write("staged", f"run/staged-{n}.fastq", stamp + TEXT)
+            self.write("landing", f"model-{n}.bin", noise(11 * MIB))
+        self.write("landing", "changing", stamp * 500)
+        self.write("staged", f"run/staged-{n}.fastq", stamp + TEXT)
 
-    def _write(self, watch: str, name: str, content: bytes) -> None:
+    def write(self, watch: str, name: str, content: bytes) -> None:
         path = self._folder(watch) / name
         path.parent.mkdir(exist_ok=True)
         new = path.with_name(path.name + ".part")
@@ -200,6 +200,26 @@ def test_sigkill_at_a_third_of_all_steps(campaign: Campaign) -> None:
     kills = [(step, when) for step in steps for when in ("before", "after")]
     campaign.chance.shuffle(kills)
     run(campaign, kills[: len(kills) // 3])
+
+
+@pytest.mark.parametrize(
+    ("step", "then"),
+    [("unlink in publish_name", "replaced"), ("put_object", "replaced"), ("commit of Store.deliver.act", "removed")],
+)
+def test_a_copy_whose_record_was_cut_off_is_known_to_be_ours(campaign: Campaign, step: str, then: str) -> None:
+    """Also when no run of its job follows: a newer version has taken its place, or the source is gone."""
+    campaign.write("landing", "changing", b"first")
+    assert campaign.kill_at(step, "after" if step != "commit of Store.deliver.act" else "before")
+    if then == "replaced":
+        campaign.write("landing", "changing", b"second")
+        campaign.finish()
+        campaign.check()
+        return
+    (campaign.home.landing / "changing").unlink()
+    with campaign.service as service:
+        until(lambda: service.deliveries("changing"), 60, service.log)
+        (found, *_) = service.deliveries("changing")
+        assert found.proof.source.sha256 == sha256(b"first")
 
 
 @pytest.mark.soak

@@ -24,24 +24,24 @@ _CHECK = """\
 #!/bin/sh
 # Checks this evidence. With the file, or the stored object, as argument, also that it is the one that was delivered.
 set -eu
-cd "$(dirname "$0")"
+here=$(dirname "$0")
 sha() { sha256sum | cut -c-64; }
-for entry in entries/*; do
-  seq=${entry#entries/}
-  grep -qxF "$seq $(sha <"$entry")" chain || { echo "entry $seq is not the one in the chain"; exit 1; }
+for entry in "$here"/entries/*; do
+  seq=${entry##*/}
+  grep -qxF "$seq $(sha <"$entry")" "$here/chain" || { echo "entry $seq is not the one in the chain"; exit 1; }
 done
-link=$(cat start)
+link=$(cat "$here/start")
 while read -r seq digest; do
   at=$seq link=$(printf '%s\\n%s\\n' "$link" "$digest" | sha)
-done <chain
+done <"$here/chain"
 found="$at:$link"
-read -r head where <head
+read -r head where <"$here/head"
 [ "$found" = "$head" ] || { echo "the chain comes to $found, not to $head"; exit 1; }
 echo "the entries are in the chain, and the chain comes to $head"
 echo "compare that with $where"
 for file in "$@"; do
   digest=$(sha <"$file")
-  grep -lF -e "\\"source_sha256\\":\\"$digest\\"" -e "\\"stored_sha256\\":\\"$digest\\"" entries/* >/dev/null ||
+  grep -F -e "\\"source_sha256\\":\\"$digest\\"" -e "\\"stored_sha256\\":\\"$digest\\"" "$here"/entries/* >/dev/null ||
     { echo "no delivery of a file with SHA-256 $digest ($file) is recorded here"; exit 1; }
   echo "$file: its SHA-256 $digest is in the record"
 done

@@ -284,7 +284,7 @@ class Directory:
         return [
             f"wrote {len(body)} bytes and read them back past the cache",
             _WAYS[upload.way],
-            f"{space.f_bavail * space.f_frsize} bytes free; names of up to {self.longest_name()} bytes",
+            f"{space.f_bavail * space.f_frsize / (1 << 30):,.1f} GiB free; names of up to {self.longest_name()} bytes",
         ]
 
     def close(self) -> None:

@@ -154,6 +154,9 @@ class Objects:
     def holding(self, key: str, digests: Digests) -> Stored | None:
         """By the SHA-256 that the server keeps of the whole, else by reading the object."""
         present = self.head(key)
+        if present is None:
+            # The answer to HEAD has no body that could tell a missing bucket from a missing object: this one has.
+            self.wire.call("list_objects_v2", "", key, Prefix=self.whole_key(key), MaxKeys=1)
         if present is None or present.size != digests.size:
             return None
         told = present.checksum.removeprefix("SHA256:")

@@ -97,6 +97,10 @@ class Busy(Unreachable):
         self.retry_after = retry_after
 
 
+class Expired(PermissionDenied):
+    """The credentials have run out: what they allowed will be allowed again when they are renewed."""
+
+
 class ClockError(TemporaryError):
     """The server refuses the request's time: it works again as soon as the clock is right."""
 
@@ -109,6 +113,7 @@ _DENIED = frozenset(
         "InvalidToken", "NotSignedUp", "SignatureDoesNotMatch", "TokenRefreshRequired", "401", "403",
     }
 )  # fmt: skip
+_EXPIRED = frozenset({"ExpiredToken", "InvalidToken", "TokenRefreshRequired"})
 _SKEWED = frozenset({"RequestTimeTooSkewed", "RequestExpired"})
 _DAMAGED = frozenset(
     {
@@ -281,7 +286,7 @@ def _refused(response: Any, where: str, source: str) -> TransferError:
         )
     if known & _DENIED:
         advice = f"Check {source} and what they may do on this bucket, and that s3:ListBucket is among it"
-        return PermissionDenied(f"{where} refuses access ({said})", advice)
+        return (Expired if code in _EXPIRED else PermissionDenied)(f"{where} refuses access ({said})", advice)
     if status == 409:
         return Raced(f"Another writer is at {where} ({said})", "It is looked at again")
     if status == 412:

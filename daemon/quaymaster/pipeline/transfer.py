@@ -33,11 +33,12 @@ from quaymaster.model import Compression, Digests, Emit, Event, FileVersion, Job
 from quaymaster.pipeline import codec, reader
 from quaymaster.pipeline.budget import Cancelled, Pool, Staging
 from quaymaster.pipeline.fetch import Copy
-from quaymaster.pipeline.publication import PUBLISHING, Publication, published
+from quaymaster.pipeline.publication import PUBLISHING, Publication, delivered, published
 from quaymaster.pipeline.stages import CompressionFailed
 from quaymaster.pipeline.worth import reason_not_to_compress
 from quaymaster.source import Root
 from quaymaster.store import Store
+from quaymaster.store.passes import AGAIN
 
 if TYPE_CHECKING:
     from quaymaster.config import Watch
@@ -142,12 +143,13 @@ class Transfer:
     def run(self) -> None:
         """Deliver the job's version to every destination that does not have it yet. Raises TransferError, StoreError
         or Cancelled; whatever was delivered before is recorded."""
-        done = {d.proof.destination: d.proof for d in self.store.deliveries_of(self.job)}
+        done = delivered(self.store, self.job)
         missing = [name for name in self.route.destinations if name not in done]
         if not missing:
             return
         for older in self.store.unrecorded(self._version):
             self._recall(older)
+            self._abandon(older)
         try:
             with self._source() as source:
                 self._send(source, done, missing)
@@ -162,6 +164,13 @@ class Transfer:
             if proof.destination not in had:
                 self.store.deliver(proof)
         self.store.forget_publication(job)
+
+    def _abandon(self, job: Job) -> None:
+        """Remove what a job that is over left unfinished; what cannot be removed now is left to the sweep."""
+        for number, name, token in self.store.uploads(job):
+            destination = self.route.destinations.get(name)
+            if destination is not None and destination.abandon(token):
+                self.store.end_upload(number, name, token)
 
     def _send(self, source: reader.Reader, done: Mapping[str, Proof], missing: list[str]) -> None:
         for proof in done.values():  # what goes to a late destination must be what the others got
@@ -386,7 +395,8 @@ class Transfer:
             try:
                 reader.same(source.known_sha256, found.sha256, said)
             except IntegrityError:
-                self._checkpoint({})  # whichever reading was wrong, the next run trusts neither
+                # Whichever reading was wrong, the next run trusts neither.
+                self._checkpoint({key: left for key, left in self.job.checkpoint.items() if key == AGAIN})
                 raise
 
     def _require_unchanged(self, source: reader.Reader) -> None:

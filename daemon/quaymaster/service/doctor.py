@@ -154,7 +154,8 @@ class Doctor:
                 "inotify", "warning", "the limits or the number of directories could not be read", "Try again"
             )
             return
-        text = f"{needed:,} directories to watch; the kernel allows {limits['max_user_watches']:,} watches for a user"
+        number = f"{needed:,} director{'y' if needed == 1 else 'ies'}"
+        text = f"{number} to watch; the kernel allows {limits['max_user_watches']:,} watches for a user"
         wanted = {"max_user_watches": (needed + needed // 5, max(65_536, 2 * needed))}
         wanted["max_user_instances"] = (2 * len(watched) + 2, max(128, 4 * len(watched)))
         short = [f"fs.inotify.{name} = {to}" for name, (least, to) in wanted.items() if limits[name] < least]
@@ -181,7 +182,7 @@ class Doctor:
             except (TimeoutError, OSError):
                 continue  # the paths were looked at before
             free = found.f_bavail * found.f_frsize
-            text = f"{path} has {free >> 20:,} MiB free"
+            text = f"{path} has {free / (1 << 30):,.1f} GiB free"
             if free < least:
                 fix = f"Make room on that disk, or set service.{what}_dir to a larger one"
                 yield Finding(f"space for {what}", "failed", f"{text}; {least >> 20:,} MiB are needed", fix)

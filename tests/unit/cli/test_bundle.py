@@ -43,11 +43,14 @@ def test_it_comes_to_the_head(evidence: Path, scene: Scene) -> None:
     assert "first" not in (evidence / "chain").read_text(), "others' entries are there by digest alone"
 
 
-def test_the_file_and_the_stored_object_are_recognised_and_others_are_not(evidence: Path, tmp_path: Path) -> None:
+def test_the_file_and_the_stored_object_are_recognised_and_others_are_not(
+    evidence: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "source").write_bytes(CONTENT)
     (tmp_path / "stored").write_bytes(CONTENT[::2])
     (tmp_path / "other").write_bytes(CONTENT[1:])
-    done = check(evidence, tmp_path / "source", tmp_path / "stored")
+    monkeypatch.chdir(tmp_path)  # names are relative to where the caller is
+    done = check(evidence, Path("source"), tmp_path / "stored")
     assert done.returncode == 0, done.stdout
     assert done.stdout.count("is in the record") == 2
     assert check(evidence, tmp_path / "other").returncode == 1

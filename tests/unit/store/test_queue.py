@@ -53,6 +53,36 @@ def test_a_version_seen_a_hundred_times_is_one_job(store: Store) -> None:
     assert store.known("w", [(b"a.fastq", version().identity), (b"b", version().identity)]) == [True, False]
 
 
+def test_a_job_that_may_have_set_its_source_aside_comes_to_its_end_before_a_newer_version(store: Store) -> None:
+    """Nobody else would ever look for the hidden name."""
+    store.enqueue([version()])
+    (job,) = store.claim(5)
+    store.checkpoint(job, Stage.DISPOSE, {"disposing": True})
+    store.recover()
+    store.enqueue([version(mtime_ns=6)])
+    assert states(store) == [State.QUEUED, State.QUEUED]
+    (first,) = store.claim(5)
+    assert first.id == job.id
+    assert store.claim(5) == []
+    store.finish(first, "deleted")
+    (second,) = store.claim(5)
+    assert second.version.identity.mtime_ns == 6
+
+
+def test_only_jobs_that_were_killed_while_they_published_are_looked_after(store: Store) -> None:
+    for number, left in enumerate([{}, {"publishing": {"keys": {}}}, {"source_sha256": "ab"}]):
+        store.enqueue([version(mtime_ns=number)])
+        (job,) = store.claim(1)
+        store.checkpoint(job, Stage.PUBLISH, left)
+        store.recover()
+    store.enqueue([version(mtime_ns=9)])
+    (found,) = store.unrecorded(version(mtime_ns=9))
+    assert found.version.identity.mtime_ns == 1
+    assert store.unrecorded(version(b"other")) == []
+    store.forget_publication(found)
+    assert store.unrecorded(version(mtime_ns=9)) == []
+
+
 def test_a_version_that_was_delivered_is_not_queued_again(store: Store) -> None:
     store.enqueue([version()])
     (job,) = store.claim(5)
