@@ -84,7 +84,8 @@ class Campaign:
     def kill_at(self, step: str, when: str, *, patience: float = 30) -> bool:
         """Run the service until it comes to the step; False when it does not."""
         command = [sys.executable, "-m", "system.killed_at", str(self.steps), step, when]
-        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
+        here = str(Path(__file__).parent.parent)
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), here]))}
         with self.service.log_file.open("ab") as log:
             process = subprocess.Popen(
                 [*command, "run", "--config", str(self.service.config_file)],
