@@ -51,6 +51,7 @@ def test_everything_that_lands_arrives_with_the_same_bytes(tmp_path: Path) -> No
     (directory,) = tmp_path.iterdir()
     landed = {p.relative_to(directory / "landing") for p in (directory / "landing").rglob("*") if p.is_file()}
     arrived = {p.relative_to(directory / "archive") for p in (directory / "archive").rglob("*") if p.is_file()}
+    arrived = {copy for copy in arrived if copy.parts[0] != ".quaymaster-custody"}
     assert len(landed) >= 8
     assert {Path(str(p).removesuffix(".zst")) for p in arrived} == landed
     for copy in arrived:
