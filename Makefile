@@ -1,5 +1,5 @@
 # The commands of this checkout. Each sets up what it needs: packaging/setup.sh.
-# Tests run in the order of their speed. BENCH, TESTS and PYTEST_ARGS narrow what runs.
+# Tests run in the order of their speed. BENCH, TESTS and PYTEST_ARGS narrow what runs; WORKERS is how many at once.
 
 SHELL := /bin/bash
 PYTHON ?=
@@ -10,6 +10,8 @@ bin := .venv/bin
 TESTS ?= $(wildcard tests/unit tests/contract tests/system tests/network tests/booted tests/packaging)
 PYTEST_ARGS ?=
 BENCH ?=
+# Most tests wait more than they compute. WORKERS=0 runs them one by one.
+WORKERS ?= $(shell echo $$(( $$(nproc) + 1 )))
 
 .PHONY: help setup setup-dev demo test lint soak bench package fresh clean
 
@@ -27,7 +29,7 @@ demo: setup ## the service at work on real files in a throwaway directory (about
 	@$(bin)/python packaging/demo.py
 
 test: lint ## linters, then every test but the soak tests
-	$(bin)/pytest $(TESTS) $(PYTEST_ARGS)
+	$(bin)/pytest -n $(WORKERS) --dist loadfile $(TESTS) $(PYTEST_ARGS)
 
 lint: setup-dev ## ruff, mypy, and the direction of imports
 	$(bin)/ruff check .

@@ -35,10 +35,11 @@ class Trap:
                 os.write(self._log, f"{name}\n".encode())
         if self._step in names and self._when == "before":
             os.kill(os.getpid(), signal.SIGKILL)
-        result = act()
-        if self._step in names and self._when == "after":
-            os.kill(os.getpid(), signal.SIGKILL)
-        return result
+        try:
+            return act()
+        finally:  # also when it failed: that is a step too
+            if self._step in names and self._when == "after":
+                os.kill(os.getpid(), signal.SIGKILL)
 
 
 def set_trap(trap: Trap) -> None:

@@ -63,7 +63,7 @@ class Campaign:
         self.rounds += 1
         n, noise = self.rounds, self.chance.randbytes
         stamp = b"%d\n" % n
-        self.write("landing", f"small-{n}", noise(self.chance.randrange(5000)))
+        self.write("landing", f"run-{n}/small-{n}", noise(self.chance.randrange(5000)))
         self.write("landing", f"reads-{n}.fastq", stamp + TEXT)
         if n % 3 == 1:
             self.write("landing", f"model-{n}.bin", noise(11 * MIB))

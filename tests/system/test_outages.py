@@ -197,7 +197,7 @@ def test_a_missing_sentinel_is_an_outage_and_the_sentinel_is_never_taken(
     (share.held / "a").write_bytes(CONTENT)
     arrives(home, "share/a")
     until(lambda: os.listdir(share.held) == [sentinel.name])
-    assert watch_of(service)["state"] == "watching", "empty but for it, which is right"
+    until(lambda: watch_of(service)["state"] == "watching", what="empty but for it, which is right")
     sentinel.unlink()
     (share.held / "b").write_bytes(CONTENT)
     out(service, "does not hold its sentinel .quaymaster-sentinel")
