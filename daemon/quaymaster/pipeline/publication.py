@@ -14,9 +14,17 @@ from typing import Any
 
 from quaymaster.destinations.base import Destination
 from quaymaster.model import Compression, Digests, Job, Proof, Stored
+from quaymaster.store import Store
+from quaymaster.store.passes import AGAIN
 
 PUBLISHING = "publishing"
 """Where it is in the job's checkpoint."""
+
+
+def delivered(store: Store, job: Job) -> dict[str, Proof]:
+    """Destination -> proof of a job, of those that count: not the older ones of a job that is sent once more."""
+    since = float(job.checkpoint.get(AGAIN, 0.0))
+    return {d.proof.destination: d.proof for d in store.deliveries_of(job) if d.proof.delivered_at >= since}
 
 
 @dataclass(frozen=True, slots=True)
