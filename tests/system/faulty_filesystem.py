@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes.util
 import errno
 import importlib.util
+import itertools
 import json
 import os
 import shutil
@@ -33,10 +34,12 @@ def reason_to_skip() -> str:
 
 
 class FaultyFilesystem:
-    """Mounts ``below``/seen, which shows ``below``/held. Files put into ``held`` are there without its ado."""
+    """Mounts ``seen`` (``below``/seen), which shows ``below``/held. Files put into ``held`` are there without its ado.
+    With ``direct`` the kernel caches nothing of it, and each reading is one of its own."""
 
-    def __init__(self, below: Path) -> None:
-        self.held, self.seen, self._faults = below / "held", below / "seen", below / "faults.json"
+    def __init__(self, below: Path, seen: Path | None = None, *, direct: bool = False) -> None:
+        self.held, self.seen, self._faults = below / "held", seen or below / "seen", below / "faults.json"
+        self._direct = direct
         for directory in (self.held, self.seen):
             directory.mkdir(parents=True)
         self._processes: list[subprocess.Popen[bytes]] = []
@@ -44,13 +47,18 @@ class FaultyFilesystem:
 
     def fail(self, **faults: str) -> None:
         """From now on these operations (link, read, fsync …), and no others, fail with the named errno; or with "hang"
-        give no answer until they are told to do otherwise. ``every`` means all that are not named."""
+        give no answer until they are told to do otherwise. ``every`` means all that are not named.
+
+        A write with "ENOSPC:N" fails beyond the first N bytes of a file. A read with "flip" gives a wrong bit, another
+        one each time; with "short" half of what is there."""
         scratch = self._faults.with_suffix(".new")
         scratch.write_text(json.dumps(faults))
         scratch.replace(self._faults)
 
     def mount(self) -> None:
-        process = subprocess.Popen([sys.executable, __file__, self.held, self.seen, self._faults])
+        process = subprocess.Popen(
+            [sys.executable, __file__, self.held, self.seen, self._faults, "direct" if self._direct else ""]
+        )
         self._processes.append(process)
         deadline = time.monotonic() + 15
         while not os.path.ismount(self.seen):
@@ -83,7 +91,7 @@ class FaultyFilesystem:
                 process.wait()
 
 
-def _serve(held: str, seen: str, faults: str) -> None:
+def _serve(held: str, seen: str, faults: str, direct: str) -> None:
     import mfusepy
 
     class Fuse(mfusepy.FUSE):  # type: ignore[misc]
@@ -92,8 +100,13 @@ def _serve(held: str, seen: str, faults: str) -> None:
                 raise OSError(errno.EINVAL, "no flags here")
             return int(self.rename_fuse_2(old, new))
 
+    def set_up(self: object, connection: Any, config: Any) -> None:
+        config.direct_io = bool(direct)
+
+    operations = _operations(mfusepy.Operations, held, faults)
+    type(operations).init_with_config = set_up
     Fuse(
-        _operations(mfusepy.Operations, held, faults),
+        operations,
         seen,
         foreground=True,
         nothreads=False,  # so that one call that hangs does not hold up the others
@@ -111,13 +124,26 @@ def _operations(base: Any, held: str, faults: str) -> Any:
             known: dict[str, str] = json.load(file)
         return known.get(name, known.get("every", ""))
 
+    reading = itertools.count(1)
+
+    def flipped(data: bytes) -> bytes:
+        at = next(reading) * 7919 % max(1, len(data))
+        return data[:at] + bytes(byte ^ 1 for byte in data[at : at + 1]) + data[at + 1 :]
+
+    damages: dict[str, Callable[[bytes], bytes]] = {"flip": flipped, "short": lambda data: data[: len(data) // 2]}
+
     def guarded(name: str, act: Callable[..., Any]) -> Callable[..., Any]:
         def operation(self: object, *arguments: Any) -> Any:
             while (code := told(name)) == "hang":
                 time.sleep(0.02)
-            if code:
+            code, _, least = code.partition(":")
+            damage = damages.get(code) if name == "read" else None
+            # write's arguments: path, data, offset, handle
+            if code and not damage and not (least and arguments[2] + len(arguments[1]) <= int(least)):
                 raise OSError(getattr(errno, code), os.strerror(getattr(errno, code)))
             answer = act(*arguments)
+            if damage:
+                return damage(answer)
             return 0 if answer is None else answer
 
         return operation
@@ -163,4 +189,4 @@ def _operations(base: Any, held: str, faults: str) -> Any:
 
 
 if __name__ == "__main__":
-    _serve(*sys.argv[1:4])
+    _serve(*sys.argv[1:5])

@@ -25,7 +25,7 @@ STALE = 900.0  # seconds, by the server's clock; a completion that takes longer 
 _PATIENCE = 100  # looks, 0.3 s apart
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Claim:
     objects: Objects
     key: str
@@ -36,6 +36,8 @@ class Claim:
     atomic: bool
     """Whether it heeds If-Match on DELETE."""
     stop: threading.Event = field(default_factory=threading.Event)
+    left: bool = False
+    """It could not be removed: until it is stale, it keeps everybody from this key who does not have its token."""
 
     @contextmanager
     def held(self, expected_etag: str) -> Iterator[None]:
@@ -64,7 +66,9 @@ class Claim:
         try:
             head = self._call("head_object")
         except AbsentError:
+            self.left = False
             return
+        self.left = False
         if head.get("Metadata", {}).get("claim") == self.token:
             self._remove(head)
 
@@ -97,7 +101,6 @@ class Claim:
         return None
 
     def _remove(self, claim: Mapping[str, Any]) -> None:
-        """A claim that cannot be removed becomes stale; it keeps nothing but its own key waiting until then."""
         condition = {}
         if claim.get("VersionId") not in (None, "null"):
             condition["VersionId"] = claim["VersionId"]
@@ -105,5 +108,6 @@ class Claim:
             condition["IfMatch"] = claim["ETag"]
         try:
             self._call("delete_object", **condition)
+            self.left = False
         except TransferError:
-            pass
+            self.left = True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import hashlib
 import json
 import threading
@@ -106,6 +107,7 @@ class S3Upload:
         stored = self._publish_parts(digests) if in_parts else self._publish_single(digests, metadata)
         self._closed = True
         self._release()
+        self._left_behind = self._claim.left
         return stored
 
     def suspend(self) -> None:
@@ -129,8 +131,9 @@ class S3Upload:
         if self._upload_id:
             try:
                 self._tried(lambda: abort_upload(self.objects, self._key, self._upload_id))
-                if self.put.resume:  # it may have been killed while it had the claim
-                    self._tried(self._claim().withdraw)
+                if self.put.resume or self._claim.left:  # perhaps from a run that was killed while it had the claim
+                    self._tried(self._claim.withdraw)
+                    self._left_behind = self._claim.left
             except Exception as error:
                 self._left_behind = True
                 text = f"An unfinished upload of {self._where} stays there until it can be removed. {error}"
@@ -348,8 +351,9 @@ class S3Upload:
     def _alone(self, old: Stored | None) -> AbstractContextManager[None]:
         if not (self._upload_id and self.plan.claims):
             return nullcontext()
-        return self._claim().held(old.etag if old else "")
+        return self._claim.held(old.etag if old else "")
 
+    @functools.cached_property
     def _claim(self) -> Claim:
         level, atomic = self.able.put_checked, self.able.remove == "atomic"
         return Claim(self.objects, self.put.key, self._token, level, atomic, self._stop)

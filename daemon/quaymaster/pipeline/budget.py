@@ -106,5 +106,11 @@ class Staging:
                 self._used -= size
 
     def _free(self) -> int:
-        status = os.statvfs(self.directory)
+        try:
+            status = os.statvfs(self.directory)
+        except OSError as error:
+            raise OutOfSpace(
+                f"The staging directory {self.directory} cannot be used ({error.strerror})",
+                "Look at its disk, or set service.staging_dir to another local one",
+            ) from None
         return status.f_bavail * status.f_frsize

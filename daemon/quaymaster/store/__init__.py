@@ -15,15 +15,16 @@ from typing import Any
 
 from quaymaster.errors import StoreDamaged, StoreError, StoreLost
 from quaymaster.model import FileVersion, Identity, Job, Proof, Stage, State
-from quaymaster.store import copies, custody, jobs, ledger
+from quaymaster.store import copies, custody, jobs, ledger, passes
 from quaymaster.store.copies import Copy, Place, Selection
 from quaymaster.store.custody import Entry, Head
 from quaymaster.store.db import DAMAGED, FILE_NAME, Database
 from quaymaster.store.jobs import Filter
 from quaymaster.store.ledger import Delivery
+from quaymaster.store.passes import Outcome, Row
 from quaymaster.store.salvage import Salvaged, salvage
 
-__all__ = ["Copy", "Delivery", "Entry", "Filter", "Head", "Place", "Selection", "Store"]
+__all__ = ["Copy", "Delivery", "Entry", "Filter", "Head", "Outcome", "Place", "Row", "Selection", "Store"]
 
 HEAD_FILE = "custody-head"
 
@@ -374,6 +375,36 @@ class Store:
         self._db.write(
             lambda t: custody.append(t, "restored", self._clock(), job=job, watch=watch, path=path, details=details)
         )
+
+    # -- one pass over a tree --
+
+    def unknown(self, watch: str, rows: Sequence[Row], *, inodes: bool = True) -> list[Row]:
+        """Which of these files of a watch the queue never had. For many at once: see :meth:`known` for a few."""
+        with self._db.read() as t:
+            return passes.unknown(t, watch, rows, inodes=inodes)
+
+    def numbers(self, versions: Sequence[FileVersion]) -> list[int]:
+        """The jobs of these versions, as far as there are any."""
+        with self._db.read() as t:
+            return passes.numbers(t, versions)
+
+    def outcomes(self, ids: Sequence[int], since: float) -> list[Outcome]:
+        with self._db.read() as t:
+            return passes.outcomes(t, ids, since)
+
+    def open_of(self, watch: str) -> dict[int, State]:
+        """The watch's jobs that are not final."""
+        with self._db.read() as t:
+            return passes.open_of(t, watch)
+
+    def send_again(self, versions: Sequence[FileVersion]) -> int:
+        """Queue what is done or given up once more, to be sent although it was; how many."""
+        return self._db.write(lambda t: passes.send_again(t, versions, self._clock()))
+
+    def ratio(self, watch: str) -> float | None:
+        """How many times smaller the compressed copies of a watch are than their sources; None while there is none."""
+        with self._db.read() as t:
+            return passes.ratio(t, watch)
 
     # -- operators --
 

@@ -121,7 +121,10 @@ def number_of(t: Transaction, version: FileVersion, now: float) -> int:
 
 def unrecorded(t: Transaction, version: FileVersion) -> list[Job]:
     rows = t.execute(
-        f"{_SELECT} WHERE watches.name = ? AND path = ? AND state IN ('superseded', 'dropped')"
+        f"{_SELECT} WHERE watches.name = ? AND path = ? AND (state IN ('superseded', 'dropped')"
+        # … or older than the one that runs: it failed when that was queued already.
+        " OR state IN ('queued', 'waiting', 'parked') AND jobs.id < (SELECT max(id) FROM jobs AS mine"
+        " WHERE mine.watch_id = jobs.watch_id AND mine.path = jobs.path AND mine.state = 'running'))"
         " AND checkpoint LIKE '%\"publishing\"%' ORDER BY jobs.id",
         (version.watch, version.path),
     )
@@ -129,7 +132,13 @@ def unrecorded(t: Transaction, version: FileVersion) -> list[Job]:
 
 
 def forget_checkpoint(t: Transaction, job: int) -> None:
-    t.execute("UPDATE jobs SET checkpoint = NULL WHERE id = ? AND state IN ('superseded', 'dropped')", (job,))
+    """A job that failed while a newer version was queued already still waits, or is parked: it is superseded now."""
+    t.execute(
+        "UPDATE jobs SET checkpoint = NULL, retry_at = NULL, ended_at = coalesce(ended_at, started_at),"
+        " state = CASE state WHEN 'dropped' THEN 'dropped' ELSE 'superseded' END"
+        " WHERE id = ? AND state NOT IN ('running', 'done')",
+        (job,),
+    )
 
 
 def _had(t: Transaction, watch: int, paths: set[bytes]) -> dict[bytes, list[tuple[Any, ...]]]:
@@ -155,6 +164,10 @@ def claim(t: Transaction, limit: int, now: float, *, watches: Sequence[str] = ()
     A newer version of a file waits until the older one has run: which copy it replaces is known only then.
     """
     t.execute("UPDATE jobs SET state = 'queued', retry_at = NULL WHERE state = 'waiting' AND retry_at <= ?", (now,))
+    if _clock_was_set_back(t, now):
+        t.execute(
+            "UPDATE jobs SET state = 'queued', retry_at = NULL WHERE state = 'waiting' AND started_at > ?", (now,)
+        )
     queues = [
         [
             row[0]
@@ -199,7 +212,13 @@ def ready(t: Transaction, now: float) -> bool:
         " OR EXISTS (SELECT 1 FROM jobs WHERE state = 'waiting' AND retry_at <= ?)",
         (now,),
     ).fetchone()
-    return bool(row[0])
+    return bool(row[0]) or _clock_was_set_back(t, now)
+
+
+def _clock_was_set_back(t: Transaction, now: float) -> bool:
+    """Whether the job that waits longest began in what is the future now: it would wait until that time is back."""
+    row = t.execute("SELECT started_at FROM jobs WHERE state = 'waiting' ORDER BY retry_at DESC LIMIT 1").fetchone()
+    return row is not None and row[0] is not None and float(row[0]) > now
 
 
 def next_retry(t: Transaction) -> float | None:
