@@ -80,7 +80,6 @@ class Weather:
             "cut listing": 8 * is_listing(request),
         }  # fmt: skip
         with self._lock:
-            # A claim that could not be removed holds up its own key for a quarter of an hour: too long here.
             if self.calm:
                 return ""
             fault = self.spell

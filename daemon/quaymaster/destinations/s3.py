@@ -145,7 +145,9 @@ class S3:
             elif not self._abort_all(key):
                 return False
             bare = key.removeprefix(self._settings.prefix)
-            Claim(self._objects, bare, str(told.get("claim", "")), level="", atomic=False).withdraw()
+            claim = Claim(self._objects, bare, str(told.get("claim", "")), level="", atomic=False)
+            claim.withdraw()
+            return not claim.left
         except (ValueError, TypeError, KeyError):
             pass  # not one of ours
         except TransferError as error:
