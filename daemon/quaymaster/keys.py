@@ -78,13 +78,32 @@ def key_for(template: str, *, watch: str, path: bytes, host: str, suffix: str = 
     return re.sub("/{2,}", "/", key).lstrip("/")
 
 
+def fixed_prefix(template: str, *, watch: str, host: str) -> str:
+    """What all keys of a watch begin with, whatever the path."""
+    fixed = {"watch": escape(os.fsencode(watch)), "host": escape(os.fsencode(host))}
+    prefix = ""
+    for literal, name, _, _ in string.Formatter().parse(template):
+        prefix += literal
+        if name not in fixed:
+            break
+        prefix += fixed[name]
+    return re.sub("/{2,}", "/", prefix).lstrip("/")
+
+
 def path_of(template: str, key: str, *, watch: str, host: str, suffix: str = "") -> bytes | None:
     """The path whose key this is, when the template tells it; None for other keys. ``suffix`` is what compression
     added. A version's number (``reads~2.fastq``) stays in the name: it may be the file's own."""
+    # In a key of a file at the top of its watch, an empty {dir} has taken its slash with it.
+    shapes = [template, template.replace("{dir}/", "")] if "{dir}/" in template else [template]
+    found = (_path_in(shape, template, key, watch, host, suffix) for shape in shapes)
+    return next((path for path in found if path is not None), None)
+
+
+def _path_in(shape: str, template: str, key: str, watch: str, host: str, suffix: str) -> bytes | None:
     fixed = {"watch": escape(os.fsencode(watch)), "host": escape(os.fsencode(host))}
     groups = {"path": "(?P<path>.+)", "dir": "(?P<dir>.*)", "name": "(?P<name>[^/]+)"}
     pattern, seen = "", set[str]()
-    for literal, name, _, _ in string.Formatter().parse(template):
+    for literal, name, _, _ in string.Formatter().parse(shape):
         pattern += re.escape(literal)
         if name in fixed:
             pattern += re.escape(fixed[name])
@@ -101,8 +120,8 @@ def path_of(template: str, key: str, *, watch: str, host: str, suffix: str = "")
     parts = found.groupdict()
     if "path" in parts:
         text = parts["path"]
-    elif "dir" in parts and "name" in parts:
-        text = os.path.join(parts["dir"], parts["name"])
+    elif "name" in parts and ("dir" in parts or shape != template):
+        text = os.path.join(parts.get("dir", ""), parts["name"])
     else:
         return None
     try:

@@ -31,6 +31,8 @@ COMMANDS = (
     "jobs",
     "why",
     "prove",
+    "sync",
+    "report",
     "verify",
     "restore",
     "accept",

@@ -27,7 +27,7 @@ from quaymaster.destinations.s3_objects import Objects
 from quaymaster.destinations.s3_plan import LARGEST_OBJECT, Plan, part_size_for
 from quaymaster.destinations.s3_probe import Capabilities, Probe, remove_left
 from quaymaster.destinations.s3_upload import S3Upload, abort_upload
-from quaymaster.destinations.s3_wire import Credentials, Expired, Settings, Wire
+from quaymaster.destinations.s3_wire import Credentials, Settings, Wire
 from quaymaster.errors import IntegrityError, NameRefused, NotSupported, PermissionDenied, TransferError
 from quaymaster.model import Digests, Emit, Event, Level, Stored
 
@@ -153,8 +153,8 @@ class S3:
         except TransferError as error:
             text = f"An upload that nobody will finish could not be removed: {error}"
             self._emit(Event("upload-left-behind", text, Level.WARNING, destination=self.name))
-            # What we may not look for is left to the bucket's own rules.
-            return isinstance(error, PermissionDenied | NotSupported) and not isinstance(error, Expired)
+            # Access that is refused now may be granted later; what cannot be asked for is left to the bucket's rules.
+            return isinstance(error, NotSupported)
         return True
 
     def _abort_all(self, key: str) -> bool:

@@ -10,9 +10,11 @@ from __future__ import annotations
 import errno
 import os
 import re
-import stat
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
+from stat import S_ISDIR, S_ISLNK, S_ISREG
 from typing import NamedTuple
 
 from quaymaster.errors import ConfigError
@@ -22,6 +24,7 @@ from quaymaster.source import Root
 BATCH = 500
 """Entries looked at between two chances for the caller to do something else."""
 
+_ENCODING = sys.getfilesystemencoding()
 _CACHED_DIRECTORIES = 20_000
 _TOLD_UNREADABLE = 100
 
@@ -30,6 +33,10 @@ _TOLD_UNREADABLE = 100
 _TEMPORARY_ENDS = (b".part", b".tmp", b"~")
 _TEMPORARY_DOT = re.compile(rb"\.(.*\.swp|nfs.*|qm-.*)", re.DOTALL)
 _TEMPORARY_DOT_FILE = re.compile(rb"\.(.*\.swp|nfs.*|qm-.*|.+\.[A-Za-z0-9]{6})", re.DOTALL)
+
+
+Row = tuple[bytes, int, int, int]
+"""path, inode, size, mtime_ns: what :class:`Found` is made of."""
 
 
 class Found(NamedTuple):
@@ -145,7 +152,8 @@ class Rules:
 
     def takes_in(self, directory: bytes, name: bytes) -> bool:
         """The same for a file in a directory that is known to be entered."""
-        if _is_temporary(name, _TEMPORARY_DOT_FILE):
+        # _is_temporary spelled out: a pass over many files asks this of each.
+        if name.endswith(_TEMPORARY_ENDS) or (name.startswith(b".") and _TEMPORARY_DOT_FILE.fullmatch(name)):
             return False
         return self._plain or not self._refusal(directory, name)
 
@@ -217,9 +225,24 @@ def batches(
     *,
     marker: bytes = b"",
     enter: Callable[[bytes, int], bool] | None = None,
-    beat: Callable[[], None] = lambda: None,
+    beat: Callable[[], None] | None = None,
 ) -> Iterator[list[Found]]:
-    """The same in pieces of :data:`BATCH` entries looked at, so that a piece may be empty.
+    """The same in pieces of :data:`BATCH` entries looked at, so that a piece may be empty. See :func:`rows`."""
+    for piece in rows(root, rules, tally, start, marker=marker, enter=enter, beat=beat):
+        yield [Found(path, Identity(inode, size, mtime_ns)) for path, inode, size, mtime_ns in piece]
+
+
+def rows(
+    root: Root,
+    rules: Rules,
+    tally: Tally,
+    start: bytes = b"",
+    *,
+    marker: bytes = b"",
+    enter: Callable[[bytes, int], bool] | None = None,
+    beat: Callable[[], None] | None = None,
+) -> Iterator[list[Row]]:
+    """The same as plain tuples, of which a pass over a large tree makes very many.
 
     Each directory is opened beneath the root without following a link, and its descriptor given to ``enter`` before
     it is listed; when that returns False, the directory is left out. A directory that vanished meanwhile is no error;
@@ -229,7 +252,7 @@ def batches(
     that name (and with none in a directory above) are not found (PRODUCT W4).
     """
     stack = [(start, bool(marker) and bool(start) and has_marker(root, os.path.dirname(start), marker))]
-    found: list[Found] = []
+    found: list[Row] = []
     budget = BATCH
     while stack:
         directory, released = stack.pop()
@@ -241,14 +264,13 @@ def batches(
                 tally.directories += 1
                 released = released or not marker or _lists(descriptor, marker)
                 with os.scandir(descriptor) as entries:
-                    for entry in entries:
-                        _sort(entry, directory, rules, tally, stack, found, released)
-                        beat()
-                        tally.entries += 1
-                        budget -= 1
-                        if not budget:
-                            yield found
-                            found, budget = [], BATCH
+                    while True:
+                        looked = _sort(islice(entries, budget), directory, rules, tally, stack, found, released, beat)
+                        budget -= looked
+                        if budget:
+                            break
+                        yield found
+                        found, budget = [], BATCH
             finally:
                 os.close(descriptor)
         except OSError as error:
@@ -259,37 +281,45 @@ def batches(
 
 
 def _sort(
-    entry: os.DirEntry[str],
+    entries: Iterable[os.DirEntry[str]],
     directory: bytes,
     rules: Rules,
     tally: Tally,
     stack: list[tuple[bytes, bool]],
-    found: list[Found],
+    found: list[Row],
     released: bool,
-) -> None:
-    """One entry: a directory onto the stack, a file that is taken into ``found`` unless it is held back."""
-    name = os.fsencode(entry.name)
-    path = directory + b"/" + name if directory else name
-    try:
-        if entry.is_dir(follow_symlinks=False):
-            if rules.enters(path):
-                stack.append((path, released))
-            return
-        if not rules.takes_in(directory, name):
-            return
-        status = entry.stat(follow_symlinks=False)
-    except OSError:
-        return  # it vanished
-    if stat.S_ISREG(status.st_mode):
-        if not released:
+    beat: Callable[[], None] | None,
+) -> int:
+    """Directories onto the stack, files that are taken into ``found`` unless they are held back; how many entries there
+    were. This is where a pass over many files spends its time."""
+    prefix = directory + b"/" if directory else b""
+    takes, files, looked = rules.takes_in, tally.files, 0
+    for entry in entries:
+        looked += 1
+        if beat is not None:
+            beat()
+        name = entry.name.encode(_ENCODING, "surrogateescape")
+        try:
+            if entry.is_dir(follow_symlinks=False):
+                if rules.enters(prefix + name):
+                    stack.append((prefix + name, released))
+                continue
+            if not takes(directory, name):
+                continue
+            status = entry.stat(follow_symlinks=False)
+        except OSError:
+            continue  # it vanished
+        if not S_ISREG(status.st_mode):
+            tally.links += S_ISLNK(status.st_mode)
+            tally.special += not (S_ISLNK(status.st_mode) or S_ISDIR(status.st_mode))
+        elif released:
+            files += 1
+            found.append((prefix + name, status.st_ino, status.st_size, status.st_mtime_ns))
+        else:
             tally.held += 1
-            return
-        tally.files += 1
-        found.append(Found(path, Identity(status.st_ino, status.st_size, status.st_mtime_ns)))
-    elif stat.S_ISLNK(status.st_mode):
-        tally.links += 1
-    elif not stat.S_ISDIR(status.st_mode):
-        tally.special += 1
+    tally.files = files
+    tally.entries += looked
+    return looked
 
 
 def _note_unreadable(tally: Tally, directory: bytes, error: OSError) -> None:

@@ -1,19 +1,21 @@
-"""Recognising copies that are at a destination already, made by an earlier life of this host (PRODUCT I5).
+"""Recognising copies that are at a destination already, made by an earlier life of this host (PRODUCT I5) or by another
+program (I2).
 
-An object of S3 tells by its metadata what it is a copy of: size, mtime and SHA-256 of the source. Elsewhere the copy is
-read and expanded, and its content compared with the source's.
+An object of ours in S3 tells by its metadata what it is a copy of: size, mtime and SHA-256 of the source. What another
+program put there, uncompressed, is told by its SHA-256 or its ETag, for which the source is read (etag.py). Elsewhere
+the copy is read too, and expanded, and its content compared with the source's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, replace
 
 from quaymaster import keys
 from quaymaster.destinations.base import Destination
 from quaymaster.errors import IntegrityError, TransferError
 from quaymaster.model import Compression, Digests, FileVersion, Identity, Proof, Stored
-from quaymaster.pipeline import codec, reader
+from quaymaster.pipeline import codec, etag, reader
 from quaymaster.source import Root
 
 _MOST_VERSIONS = 1000
@@ -56,10 +58,17 @@ class Shelf:
 
 
 def copies(
-    version: FileVersion, root: Root, shelf: Shelf, template: str, host: str, wanted: Iterable[Compression]
+    version: FileVersion,
+    root: Root,
+    shelf: Shelf,
+    template: str,
+    host: str,
+    wanted: Iterable[Compression],
+    foreign: Collection[Compression] = tuple(Compression),
 ) -> tuple[Proof | None, list[Proof]]:
     """The proof of a copy of this very version at a destination, and of older versions of the same file there (whose
-    inode nobody knows any more). Raises TransferError."""
+    inode nobody knows any more). What does not tell itself what it is, is compared only when ``foreign`` names its
+    form. Raises TransferError."""
     older: list[Proof] = []
     for number in range(1, _MOST_VERSIONS):
         found = False
@@ -70,7 +79,7 @@ def copies(
             if (listed := shelf.look(key)) is None:
                 continue
             found = True
-            proof = _proof(version, root, shelf, listed, compression)
+            proof = _proof(version, root, shelf, listed, compression, foreign)
             if proof is not None and proof.version == version:
                 return proof, older
             if proof is not None:
@@ -91,7 +100,14 @@ def orphan(shelf: Shelf, listed: Stored, watch: str, template: str, host: str) -
     return _by_metadata(watch, path, shelf.name, stored, told) if path else None
 
 
-def _proof(version: FileVersion, root: Root, shelf: Shelf, listed: Stored, compression: Compression) -> Proof | None:
+def _proof(
+    version: FileVersion,
+    root: Root,
+    shelf: Shelf,
+    listed: Stored,
+    compression: Compression,
+    foreign: Collection[Compression],
+) -> Proof | None:
     stored = shelf.destination.stat(listed.key)
     if stored is None:
         return None
@@ -100,7 +116,39 @@ def _proof(version: FileVersion, root: Root, shelf: Shelf, listed: Stored, compr
         same = (told.size, told.mtime_ns) == (version.size, version.identity.mtime_ns)
         proof = _by_metadata(version.watch, version.path, shelf.name, stored, told)
         return replace(proof, version=version) if same else proof
+    if compression not in foreign:
+        return None
+    if compression is Compression.NONE:
+        if stored.size != version.size:
+            return None
+        if found := _by_digest(version, root, shelf, stored):
+            return found
     return _by_content(version, root, shelf, stored, compression)
+
+
+def _by_digest(version: FileVersion, root: Root, shelf: Shelf, stored: Stored) -> Proof | None:
+    """None when the server tells no digest of the whole, or another one: it may be of something else than the bytes
+    (an encrypted object's ETag), so this proves no difference."""
+    told = etag.Told.by(stored)
+    if told is None:
+        return None
+    with reader.opened(root, version.path, version.identity) as source:
+        sha256, evidence = told.compare(source.pieces(lambda: False))
+        reader.unchanged(root, version.path, source, version.identity)
+    if not evidence:
+        return None
+    digests = Digests(version.size, sha256)
+    return Proof(
+        job=0,
+        version=version,
+        destination=shelf.name,
+        source=digests,
+        stored_digests=digests,
+        compression=Compression.NONE,
+        compression_note="",
+        stored=replace(stored, evidence=evidence),
+        delivered_at=stored.mtime,
+    )
 
 
 def _by_metadata(watch: str, path: bytes, name: str, stored: Stored, told: Told) -> Proof:
@@ -123,8 +171,6 @@ def _by_content(
     version: FileVersion, root: Root, shelf: Shelf, stored: Stored, compression: Compression
 ) -> Proof | None:
     """Both are read. A copy that cannot be expanded, or to other bytes, is none of this version."""
-    if compression is Compression.NONE and stored.size != version.size:
-        return None
     never = lambda: False  # noqa: E731
     try:
         with shelf.destination.read(stored) as pieces:

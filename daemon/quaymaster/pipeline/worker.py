@@ -29,6 +29,7 @@ from quaymaster.model import Emit, Event, Job, Level, Stage, State
 from quaymaster.pipeline.budget import Cancelled
 from quaymaster.pipeline.dispose import Disposal, dispose
 from quaymaster.pipeline.fetch import STAGED, Copy, Errand, Fetchers, fetch
+from quaymaster.pipeline.publication import delivered
 from quaymaster.pipeline.retry import decide
 from quaymaster.pipeline.transfer import Bounds, Route, Transfer
 from quaymaster.store import Filter, Store
@@ -321,7 +322,7 @@ class Workers:
     def _carry_apart(self, job: Job) -> bool:
         """On a thread of the watch: the way to staging, or what becomes of the source of a delivered job."""
         lane = self.lanes[job.version.watch]
-        if lane.route.destinations.keys() <= {d.proof.destination for d in self.store.deliveries_of(job)}:
+        if lane.route.destinations.keys() <= delivered(self.store, job).keys():
             return self._conclude(job, lane)
         self._tell_taken(job)
         if not lane.route.staged:

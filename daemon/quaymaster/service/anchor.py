@@ -13,8 +13,7 @@ from typing import Any
 
 from quaymaster.errors import SourceUnavailable, StoreError, Unreachable
 from quaymaster.intake.footing import ACCEPTED, Memory
-from quaymaster.intake.intake import Intake
-from quaymaster.intake.mounts import filesystem_of, is_empty, mark_of, read_mountinfo
+from quaymaster.intake.mounts import Ground, filesystem_of, is_empty, mark_of, read_mountinfo
 from quaymaster.store import Store
 
 Anchor = Callable[[int | None], None]
@@ -102,11 +101,11 @@ class Remembered:
         self._seen, self._until = (status.st_dev, status.st_ino), self._monotonic() + _SURE_FOR
 
 
-def beside(intake: Intake) -> Anchor:
+def beside(ground_of: Callable[[], Ground | None]) -> Anchor:
     """Of the destination that is a watch's own directory: it must be the one that is watched."""
 
     def check(descriptor: int | None) -> None:
-        ground = intake.ground()
+        ground = ground_of()
         status = os.fstat(descriptor) if descriptor is not None else None
         if ground is None or (status and (status.st_dev, status.st_ino) != (ground.device, ground.inode)):
             raise Unreachable("The watched directory is away", "It goes on when it is back: quaymaster status")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from typing import Protocol
 
 from quaymaster.config import (
     BesideDestination,
@@ -16,14 +17,24 @@ from quaymaster.config import (
 )
 from quaymaster.destinations.base import Destination
 from quaymaster.destinations.directory import Directory
-from quaymaster.intake.intake import Intake
+from quaymaster.intake.mounts import Ground
 from quaymaster.model import Emit
 from quaymaster.pipeline.dispose import Disposal
-from quaymaster.pipeline.transfer import Route
+from quaymaster.pipeline.transfer import Route, Standing
 from quaymaster.pipeline.worker import Lane
 from quaymaster.service import anchor
 from quaymaster.service.anchor import Anchor
-from quaymaster.source import Root
+from quaymaster.source import Pulse, Root
+
+
+class Attended(Standing, Protocol):
+    """Where a watch is, as whoever looks after it knows."""
+
+    pulse: Pulse
+
+    def ground(self) -> Ground | None:
+        """What it stands on; None while it is away."""
+        ...
 
 
 def destination(
@@ -77,20 +88,20 @@ def next_to_sources(name: str, watch: Watch, emit: Emit, anchor: Anchor = anchor
 
 
 def lane(
-    config: Config, watch: Watch, shared: Mapping[str, Destination], emit: Emit, intake: Intake, moved_to: Anchor
+    config: Config, watch: Watch, shared: Mapping[str, Destination], emit: Emit, standing: Attended, moved_to: Anchor
 ) -> Lane:
     """How the files of one watch travel and what becomes of them afterwards. Nothing is looked at: it may hang."""
     next_to = beside(config, watch)
     found = {
-        name: next_to_sources(name, watch, emit, anchor.beside(intake)) if name in next_to else shared[name]
+        name: next_to_sources(name, watch, emit, anchor.beside(standing.ground)) if name in next_to else shared[name]
         for name in watch.destinations
     }
     route = Route(
         watch=watch,
-        root=Root(watch.path, hard_links=watch.hard_links, pulse=intake.pulse),
+        root=Root(watch.path, hard_links=watch.hard_links, pulse=standing.pulse),
         destinations=found,
         beside=next_to,
-        standing=intake,
+        standing=standing,
         host=config.service.host,
         compression_disabled=config.compression_disabled,
     )

@@ -1,11 +1,14 @@
-"""The parts that serve one configuration: destinations, intakes, workers. A reload replaces the whole crew."""
+"""The parts that serve one configuration: destinations, intakes, workers. A reload replaces the whole crew.
+
+:class:`Carriers` are those parts of it that carry files, without anything that notices them.
+"""
 
 from __future__ import annotations
 
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from quaymaster.config import Config, Watch
 from quaymaster.destinations.base import Destination
@@ -25,18 +28,68 @@ _INTAKE_STOP = 2.0
 """Seconds that a watch has to stop; one that takes longer hangs in its filesystem and is left behind."""
 
 
-class Crew:
-    """Built, but doing nothing until :meth:`start`."""
+class Carriers:
+    """The destinations of a configuration, and workers on a store."""
 
     def __init__(self, config: Config, store: Store, emit: Emit) -> None:
         self.config = config
         self._store = store
         self._emit = emit
-        self._destinations = self._shared_destinations()
+        self.destinations = self._shared_destinations()
+
+    def close(self) -> None:
+        for destination in self.destinations.values():
+            destination.close()
+
+    def workers(self, standing: Mapping[str, build.Attended]) -> Workers:
+        """They carry the files of the watches in ``standing``, and of no others."""
+        config, limits = self.config, self.config.limits
+
+        def lane(watch: Watch) -> Lane:
+            moved_to = self._anchor(anchor.of_move(watch.name), watch.name, watch.after_dir or "")
+            return build.lane(config, watch, self.destinations, self._emit, standing[watch.name], moved_to)
+
+        def bounds(waiting: Callable[[], int]) -> Bounds:
+            return Bounds(
+                memory=Pool(limits.memory),
+                staging=Staging(config.service.staging_dir, ceiling=limits.staging, floor=limits.staging_free),
+                compressing=Pool(limits.compress_threads),
+                cpus=len(os.sched_getaffinity(0)),
+                waiting=waiting,
+            )
+
+        lanes = {name: lane(config.watches[name]) for name in standing}
+        return Workers(self._store, bounds, lanes, limits.files, self._emit)
+
+    def _shared_destinations(self) -> dict[str, Destination]:
+        said = self._store.reports()
+        found = {}
+        for name in self.config.destinations:
+            destination = build.destination(
+                self.config,
+                name,
+                self._emit,
+                anchored=lambda path, name=name: self._anchor(anchor.of_destination(name), name, path),  # type: ignore[misc]
+                pins=said.get(f"pins:{name}", (0.0, {}))[1],
+                on_pins=lambda pins, name=name: self._store.report(f"pins:{name}", pins),  # type: ignore[misc]
+            )
+            if destination is not None:
+                found[name] = destination
+        return found
+
+    def _anchor(self, kept_as: str, name: str, path: str) -> anchor.Anchor:
+        return anchor.Remembered(path, anchor.memory(self._store, kept_as, name, path))
+
+
+class Crew(Carriers):
+    """Built, but doing nothing until :meth:`start`."""
+
+    def __init__(self, config: Config, store: Store, emit: Emit) -> None:
+        super().__init__(config, store, emit)
         self.intakes = {watch.name: self._intake(watch) for watch in config.watches.values()}
         self._noticing: list[Intake] = []
-        self._workers = self._make_workers()
-        self._heads = Heads(store, self._destinations, config.service.host, emit)
+        self._workers = self.workers(self.intakes)
+        self._heads = Heads(store, self.destinations, config.service.host, emit)
         self._scrubber = Scrubber(config, store, emit)
 
     @property
@@ -68,7 +121,7 @@ class Crew:
         ended."""
         noticed = self._stop_intakes()
         finished = self._workers.stop(timeout)
-        self._close()
+        self.close()
         return noticed and finished
 
     def retire(self) -> None:
@@ -87,32 +140,9 @@ class Crew:
     def _close_when_done(self) -> None:
         while self._workers.running:
             time.sleep(1.0)
-        self._close()
-
-    def _close(self) -> None:
-        for destination in self._destinations.values():
-            destination.close()
+        self.close()
 
     # -- building --
-
-    def _shared_destinations(self) -> dict[str, Destination]:
-        said = self._store.reports()
-        found = {}
-        for name in self.config.destinations:
-            destination = build.destination(
-                self.config,
-                name,
-                self._emit,
-                anchored=lambda path, name=name: self._anchor(anchor.of_destination(name), name, path),  # type: ignore[misc]
-                pins=said.get(f"pins:{name}", (0.0, {}))[1],
-                on_pins=lambda pins, name=name: self._store.report(f"pins:{name}", pins),  # type: ignore[misc]
-            )
-            if destination is not None:
-                found[name] = destination
-        return found
-
-    def _anchor(self, kept_as: str, name: str, path: str) -> anchor.Anchor:
-        return anchor.Remembered(path, anchor.memory(self._store, kept_as, name, path))
 
     def _intake(self, watch: Watch) -> Intake:
         store, beside = self._store, build.beside(self.config, watch)
@@ -136,22 +166,3 @@ class Crew:
 
         memory = anchor.memory(store, anchor.of_watch(watch.name), watch.name, watch.path)
         return Intake(watch, known=known, enqueue=enqueue, emit=self._emit, report=lambda _: None, memory=memory)
-
-    def _make_workers(self) -> Workers:
-        config, limits = self.config, self.config.limits
-
-        def lane(watch: Watch) -> Lane:
-            moved_to = self._anchor(anchor.of_move(watch.name), watch.name, watch.after_dir or "")
-            return build.lane(config, watch, self._destinations, self._emit, self.intakes[watch.name], moved_to)
-
-        def bounds(waiting: Callable[[], int]) -> Bounds:
-            return Bounds(
-                memory=Pool(limits.memory),
-                staging=Staging(config.service.staging_dir, ceiling=limits.staging, floor=limits.staging_free),
-                compressing=Pool(limits.compress_threads),
-                cpus=len(os.sched_getaffinity(0)),
-                waiting=waiting,
-            )
-
-        lanes = {name: lane(watch) for name, watch in config.watches.items()}
-        return Workers(self._store, bounds, lanes, limits.files, self._emit)

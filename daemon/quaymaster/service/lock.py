@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import pwd
 import time
 
 from quaymaster.errors import StoreBusy, StoreError, StoreFull, StoreUnwritable
@@ -74,3 +75,27 @@ def holder(state_dir: str) -> int | None:
     finally:
         os.close(descriptor)
     return None
+
+
+def take(state_dir: str) -> Lock | None:
+    """The lock of the state directory; None while another process has it. Raises StoreUnwritable when its files belong
+    to somebody else: what this process made there would be out of the owner's reach."""
+    if holder(state_dir) is not None:
+        return None
+    status = os.stat(state_dir)
+    if status.st_uid != os.geteuid():
+        raise StoreUnwritable(
+            f"{state_dir} belongs to user {_user(status.st_uid)}, and its service does not run",
+            f"Start the service, or run this as that user: sudo -u {_user(status.st_uid)} quaymaster sync ...",
+        )
+    try:
+        return Lock(state_dir)
+    except StoreBusy:
+        return None
+
+
+def _user(number: int) -> str:
+    try:
+        return pwd.getpwuid(number).pw_name
+    except KeyError:
+        return f"#{number}"

@@ -55,7 +55,8 @@ def test_every_field_of_the_json_forms_is_in_the_manual(scene) -> None:
     for command in (
         ["jobs"], ["jobs", "1"], ["jobs", "retry", "2", "99"], ["jobs", "drop", "2"], ["status"], ["config"],
         ["why", f"{scene.watched}/a.fastq"], ["why", f"{scene.watched}/new"], ["prove", f"{scene.watched}/a.fastq"],
-        ["check", "--destinations"], ["doctor"], ["verify"], ["restore", f"{scene.watched}", "--dry-run"],
+        ["check", "--destinations"], ["doctor"], ["sync", "--dry-run"], ["report"], ["verify"],
+        ["restore", f"{scene.watched}", "--dry-run"],
     ):  # fmt: skip
         said = fields(scene.run(*command, "--json").json)
         said -= {"archive", "md5", "queued", "running", "waiting", "parked", "done", "superseded", "dropped"}

@@ -1,0 +1,154 @@
+"""The configuration of a pass over a directory and a destination that no file configures (PRODUCT I1).
+
+It is the same configuration as one from a file, so that there is one way for every byte. What is remembered of the pass
+has a state directory of its own for each pair of directory and destination.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from quaymaster.errors import UsageError
+from quaymaster.model import shown
+
+if TYPE_CHECKING:
+    from quaymaster.config import Config, DirectoryDestination, S3Destination, Watch
+
+WATCH, DESTINATION = "sync", "target"
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """What the command line says."""
+
+    directory: str
+    target: str
+    """``s3://BUCKET/PREFIX`` or a directory."""
+    endpoint_url: str | None = None
+    credentials: str | None = None
+    compress: str = "none"
+
+    @property
+    def in_bucket(self) -> bool:
+        return self.target.startswith("s3://")
+
+    @property
+    def real_target(self) -> str:
+        return self.target if self.in_bucket else os.path.realpath(self.target)
+
+
+def config(pair: Pair, environ: Mapping[str, str]) -> Config:
+    """Raises UsageError for what cannot be synchronised."""
+    from quaymaster.config import Config, Limits, Service
+
+    directory = os.path.realpath(pair.directory)
+    target = pair.real_target
+    if not os.path.isdir(directory):
+        raise UsageError(f"{_text(pair.directory)} is no directory", "Name the directory that is to be sent")
+    if not pair.in_bucket:
+        _check_target(pair, directory, target)
+    state = state_directory(pair, environ)
+    try:
+        return Config(
+            service=Service(state_dir=state, staging_dir=os.path.join(state, "staging")),
+            limits=Limits(),
+            destinations={DESTINATION: _destination(pair, target)},
+            watches={WATCH: _watch(pair, directory, state)},
+            compression_disabled=_is_true(environ.get("QUAYMASTER_DISABLE_COMPRESSION", "")),
+        )
+    except ValueError as error:  # of a model: what was given cannot be such a value
+        raise UsageError(f"{_text(pair.directory)} cannot be sent to {_text(pair.target)}: {_said(error)}") from None
+
+
+def state_directory(pair: Pair, environ: Mapping[str, str]) -> str:
+    """Where a pair is remembered: below $STATE_DIRECTORY, else in the user's own state (XDG Base Directory)."""
+    parts = [os.path.realpath(pair.directory), pair.real_target.rstrip("/"), (pair.endpoint_url or "").rstrip("/")]
+    said = "\0".join(parts)
+    name = hashlib.sha256(os.fsencode(said)).hexdigest()[:16]
+    if given := environ.get("STATE_DIRECTORY", "").partition(":")[0]:
+        return os.path.join(given, "sync", name)
+    home = environ.get("XDG_STATE_HOME") or os.path.join(environ.get("HOME") or "/root", ".local", "state")
+    return os.path.join(os.path.abspath(home), "quaymaster", "sync", name)
+
+
+def _watch(pair: Pair, directory: str, state: str) -> Watch:
+    from quaymaster.config import Compress, Watch
+
+    compress = None if pair.compress == "none" else Compress(format=pair.compress)  # type: ignore[arg-type]
+    return Watch(
+        name=WATCH,
+        path=directory,
+        destinations=(DESTINATION,),
+        key="{path}",
+        compress=compress,
+        ignore=_without(directory, state),
+    )
+
+
+def _destination(pair: Pair, target: str) -> S3Destination | DirectoryDestination:
+    from quaymaster.config import DirectoryDestination, S3Destination
+
+    if not pair.in_bucket:
+        return DirectoryDestination(name=DESTINATION, path=target)
+    bucket, _, prefix = pair.target.removeprefix("s3://").partition("/")
+    credentials = pair.credentials
+    if credentials is not None and "/" in credentials:
+        credentials = os.path.abspath(credentials)
+    return S3Destination(
+        name=DESTINATION,
+        bucket=bucket,
+        prefix=prefix.rstrip("/") + "/" if prefix.strip("/") else "",
+        endpoint_url=pair.endpoint_url,
+        credentials=credentials,
+    )
+
+
+def _check_target(pair: Pair, directory: str, target: str) -> None:
+    if pair.endpoint_url or pair.credentials:
+        raise UsageError(
+            f"{_text(pair.target)} is a directory, which has no --endpoint-url and no --credentials",
+            "Write a bucket as s3://BUCKET/PREFIX",
+        )
+    if not os.path.isdir(target):
+        raise UsageError(
+            f"{_text(pair.target)} is no directory",
+            "Make it first, so that a share which is not mounted is never taken for one; or write s3://BUCKET/PREFIX",
+        )
+    if (target + "/").startswith(directory.rstrip("/") + "/"):
+        raise UsageError(
+            f"{_text(target)} lies inside {_text(directory)}: it would take its own copies",
+            "Choose a directory outside",
+        )
+
+
+def _without(directory: str, state: str) -> tuple[str, ...]:
+    """The pattern that leaves out what is remembered, when it lies in the directory itself."""
+    inside = directory.rstrip("/") + "/"
+    real = os.path.realpath(state)
+    if not real.startswith(inside):
+        return ()
+    below = os.path.dirname(real).removeprefix(inside)  # of all pairs: they change while this one is sent
+    return ("/" + re.sub(r"([\\*?\[\]!# ])", r"\\\1", below) + "/",)
+
+
+def _is_true(value: str) -> bool:
+    return value.strip().lower() in ("true", "1", "yes", "on")
+
+
+def _said(error: ValueError) -> str:
+    """pydantic's first problem in its own words, or in those of schema.py."""
+    details = getattr(error, "errors", None)
+    if details is None:
+        return str(error)
+    first = details(include_url=False, include_input=False)[0]
+    text = str(first.get("ctx", {}).get("error", first["msg"]))
+    return f"{'.'.join(map(str, first['loc']))} {text}"
+
+
+def _text(path: str) -> str:
+    return shown(os.fsencode(path))
