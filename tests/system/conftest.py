@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -45,6 +46,14 @@ class Home:
             destinations,
             "[watch.landing]", f"path = {quoted(self.landing)}", *lines, *own, "",
         ])  # fmt: skip
+
+    def open_to_all(self) -> None:
+        """Let a service that runs as another user come through the folders that pytest made."""
+        temporary = Path(tempfile.gettempdir()).resolve()
+        for folder in (self.folder, *self.folder.parents):
+            if folder == temporary or temporary not in folder.parents:
+                break
+            folder.chmod(0o755)
 
     def land(self, name: str | bytes, content: bytes) -> bytes:
         """Write a file in one go; returns its path."""

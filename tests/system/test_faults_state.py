@@ -56,8 +56,7 @@ def test_a_state_directory_on_a_read_only_filesystem(home: Home) -> None:
 
 @pytest.mark.skipif(bool(no_nobody()), reason=no_nobody())
 def test_a_state_directory_that_belongs_to_another_user(home: Home, used: Service) -> None:
-    for folder in (home.folder, *home.folder.parents[:2]):
-        folder.chmod(0o755)
+    home.open_to_all()
     line = refused(home.config(), home.folder, *AS_NOBODY)
     assert "(Permission denied). Give the state directory to the service's user" in line
     asked = subprocess.run(

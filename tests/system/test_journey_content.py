@@ -42,9 +42,9 @@ def land_of_every_kind(home: Home) -> dict[str, str]:
 
 @pytest.mark.parametrize("form", ["none", "zstd", "gzip"])
 def test_a_directory_gets_every_byte(home: Home, serve: Serve, form: str) -> None:
-    service = serve(home.config(compressing(form) if form != "none" else ""))
     expected = land_of_every_kind(home)
     os.chmod(home.landing / "measured.csv", 0o640)
+    service = serve(home.config(compressing(form) if form != "none" else ""))
     service.until_done(len(expected))
     suffix = SUFFIXES.get(form, "")
     for name, digest in expected.items():

@@ -37,7 +37,7 @@ class Claim:
     """Whether it heeds If-Match on DELETE."""
     stop: threading.Event = field(default_factory=threading.Event)
     left: bool = False
-    """It could not be removed: until it is stale, it keeps everybody from this key who does not have its token."""
+    """It is, or may be, there: until it is stale, it keeps everybody from this key who does not have its token."""
 
     @contextmanager
     def held(self, expected_etag: str) -> Iterator[None]:
@@ -83,9 +83,11 @@ class Claim:
         """The server's answer, or None when there is a claim already."""
         body = self.token.encode()
         digest = body_digest(self.level, body)
+        self.left = True  # also when the answer is lost
         try:
             return self._call("put_object", Body=body, IfNoneMatch="*", Metadata={"claim": self.token}, **digest)
         except Conflict:
+            self.left = False
             return None
 
     def _ours_or_stale(self) -> Mapping[str, Any] | None:
@@ -94,6 +96,7 @@ class Claim:
         except AbsentError:
             return None
         if head.get("Metadata", {}).get("claim") == self.token:
+            self.left = True
             return head
         now = parsedate_to_datetime(head["ResponseMetadata"]["HTTPHeaders"]["date"])
         if (now - head["LastModified"]).total_seconds() > STALE:
