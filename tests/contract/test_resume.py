@@ -12,9 +12,9 @@ import pytest
 
 from contract.places import BUCKET, PART, S3Place, bytes_of, content, deliver, digests_of
 from quaymaster.destinations.base import Put
-from quaymaster.errors import Conflict, Unreachable
+from quaymaster.errors import Conflict, TransferError, Unreachable
 from quaymaster.model import Stored
-from servers.faultproxy import FaultProxy, Response
+from servers.faultproxy import FaultProxy, Reset, Response
 from servers.seaweed import Seaweed
 
 DATA = bytes_of(4 * PART + 5)
@@ -174,3 +174,28 @@ def test_an_outage_in_the_middle_leaves_what_can_be_gone_on_with(through: S3Plac
     own = [path for operation, path in proxy.seen if operation == "UploadPart" and path.endswith("/a")]
     assert len(own) >= 5
     assert through.everything() == ["a"]
+
+
+def test_a_claim_that_may_be_there_is_remembered_until_it_can_be_removed(through: S3Place, proxy: FaultProxy) -> None:
+    """It would keep everybody, us included, from its key until it is stale."""
+    of_claim = lambda request: ".quaymaster-claim/" in request.path  # noqa: E731
+    destination = through.make()
+    destination.check()
+    upload = destination.begin(Put("a", len(DATA), METADATA))
+    upload.write(DATA)
+
+    def lose(_request: object, _response: object) -> None:
+        raise Reset
+
+    proxy.inject("PutObject", response=lose, only=of_claim, times=1)
+    proxy.inject("HeadObject", request=lambda _: Response(403), only=of_claim, times=100)
+    proxy.inject("DeleteObject", request=lambda _: Response(403), only=of_claim, times=100)
+    with pytest.raises(TransferError):
+        upload.publish(digests_of(DATA), METADATA)
+    upload.abort()
+    token = upload.resume_token
+    assert token
+    assert not destination.abandon(token)
+    proxy.clear()
+    assert destination.abandon(token)
+    assert through.everything() == []

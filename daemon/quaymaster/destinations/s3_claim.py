@@ -87,16 +87,16 @@ class Claim:
         try:
             return self._call("put_object", Body=body, IfNoneMatch="*", Metadata={"claim": self.token}, **digest)
         except Conflict:
-            self.left = False
-            return None
+            return None  # somebody's; or ours, from a request whose answer was lost
 
     def _ours_or_stale(self) -> Mapping[str, Any] | None:
         try:
             head = self._call("head_object")
         except AbsentError:
+            self.left = False
             return None
-        if head.get("Metadata", {}).get("claim") == self.token:
-            self.left = True
+        self.left = head.get("Metadata", {}).get("claim") == self.token
+        if self.left:
             return head
         now = parsedate_to_datetime(head["ResponseMetadata"]["HTTPHeaders"]["date"])
         if (now - head["LastModified"]).total_seconds() > STALE:
