@@ -199,3 +199,22 @@ def test_a_claim_that_may_be_there_is_remembered_until_it_can_be_removed(through
     proxy.clear()
     assert destination.abandon(token)
     assert through.everything() == []
+
+
+def test_parts_that_are_not_needed_any_more_stay_noted_until_they_are_removed(
+    through: S3Place, proxy: FaultProxy
+) -> None:
+    """The key holds the same bytes by now, put there by another upload."""
+    token = interrupted(through)
+    deliver(through.make(), "a", DATA, metadata=METADATA)
+    destination = through.make()
+    destination.check()
+    proxy.inject("AbortMultipartUpload", request=lambda _: Response(403), times=100)
+    upload = destination.begin(Put("a", len(DATA), METADATA, resume=token))
+    upload.write(DATA)
+    upload.publish(digests_of(DATA), METADATA)
+    upload.abort()
+    assert upload.resume_token
+    proxy.clear()
+    assert destination.abandon(upload.resume_token)
+    assert through.everything() == ["a"]

@@ -107,7 +107,7 @@ class S3Upload:
         stored = self._publish_parts(digests) if in_parts else self._publish_single(digests, metadata)
         self._closed = True
         self._release()
-        self._left_behind = self._claim.left
+        self._left_behind = self._left_behind or self._claim.left
         return stored
 
     def suspend(self) -> None:
