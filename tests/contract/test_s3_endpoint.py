@@ -31,7 +31,8 @@ from quaymaster.errors import (
     Unreachable,
 )
 from servers.faultproxy import FaultProxy, Response
-from servers.seaweed import Seaweed, free_ports
+from servers.ports import free_ports
+from servers.seaweed import Seaweed
 from servers.tls import Authority
 
 SECRET = "a-secret-that-must-never-be-shown"

@@ -6,30 +6,18 @@ import glob
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sysconfig
 import time
 from contextlib import closing
 from typing import Any
 
+from servers.ports import free_ports
 from servers.tls import Authority
 
 ACCESS_KEY, SECRET_KEY = "testkey", "testsecret"
 _SERVICES = ("master", "volume", "filer", "admin", "s3")
 _PORTS = [f"{service}.port{kind}" for service in _SERVICES for kind in ("", ".grpc")] + ["s3.port.https"]
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports that were free a moment ago; held all at once, so that they differ."""
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
-    finally:
-        for one in sockets:
-            one.close()
 
 
 def weed_binary() -> str:

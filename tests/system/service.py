@@ -150,6 +150,13 @@ class Service:
         with closing(Store(str(self.folder / "state"))) as store:
             yield store
 
+    def watch(self, name: str = "landing") -> dict[str, Any]:
+        """What ``status`` says of a watch."""
+        code, found = self.cli("status")
+        assert code == 0
+        watch: dict[str, Any] = next(watch for watch in found["watches"] if watch["name"] == name)
+        return watch
+
     def jobs(self, **which: Any) -> list[Job]:
         with self.store() as store:
             return store.jobs(Filter(**which))

@@ -15,7 +15,8 @@ import pytest
 
 from quaymaster.model import State
 from servers.faultproxy import FaultProxy, Request, Response, unavailable
-from servers.seaweed import Seaweed, free_ports
+from servers.ports import free_ports
+from servers.seaweed import Seaweed
 from system.bucket import Bucket
 from system.conftest import Home
 from system.mishaps import is_calm, parked, retried, told, waiting

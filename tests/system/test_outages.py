@@ -9,7 +9,6 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import pytest
 
@@ -52,13 +51,6 @@ hang_after = "1s"
     return home.config(limits="files = 2", service='stop_timeout = "3s"') + settings
 
 
-def watch_of(service: Service, name: str = "share") -> dict[str, Any]:
-    code, found = service.cli("status")
-    assert code == 0
-    watch: dict[str, Any] = next(watch for watch in found["watches"] if watch["name"] == name)
-    return watch
-
-
 def arrives(home: Home, name: str, content: bytes = CONTENT, timeout: float = 30) -> None:
     def there() -> bool:
         try:
@@ -73,11 +65,11 @@ def out(service: Service, *texts: str) -> None:
     """The watch of the share is away, for this reason, and that was told once."""
 
     def away() -> bool:
-        watch = watch_of(service)
+        watch = service.watch("share")
         return watch["state"] == "outage" and all(text in watch["reason"] for text in texts)
 
-    until(away, what=f"an outage for {texts}, not {watch_of(service)}")
-    assert time.time() - watch_of(service)["since"] < 60
+    until(away, what=f"an outage for {texts}, not {service.watch('share')}")
+    assert time.time() - service.watch("share")["since"] < 60
     person = " ".join(service.command("status", "--all").stdout.split())
     assert "since 20" in person
     assert len(service.lines("error", *texts)) == 1, service.log
@@ -85,7 +77,7 @@ def out(service: Service, *texts: str) -> None:
 
 
 def is_back(service: Service) -> None:
-    until(lambda: watch_of(service)["state"] == "watching")
+    until(lambda: service.watch("share")["state"] == "watching")
 
 
 def local_goes_on(home: Home, service: Service, name: str) -> None:
@@ -94,7 +86,7 @@ def local_goes_on(home: Home, service: Service, name: str) -> None:
         home.land(f"{name}{number}", CONTENT)
     for number in range(4):
         arrives(home, f"{name}{number}", timeout=10)
-    assert watch_of(service, "landing")["state"] == "watching"
+    assert service.watch("landing")["state"] == "watching"
 
 
 def nothing_failed(service: Service) -> None:
@@ -197,7 +189,7 @@ def test_a_missing_sentinel_is_an_outage_and_the_sentinel_is_never_taken(
     (share.held / "a").write_bytes(CONTENT)
     arrives(home, "share/a")
     until(lambda: os.listdir(share.held) == [sentinel.name])
-    until(lambda: watch_of(service)["state"] == "watching", what="empty but for it, which is right")
+    until(lambda: service.watch("share")["state"] == "watching", what="empty but for it, which is right")
     sentinel.unlink()
     (share.held / "b").write_bytes(CONTENT)
     out(service, "does not hold its sentinel .quaymaster-sentinel")
@@ -288,7 +280,7 @@ def test_a_stop_does_not_wait_for_what_hangs_and_a_start_goes_on_without_it(
     share.fail(**EVERYTHING_HANGS)
     hung.start()
     local_goes_on(home, hung, "local")
-    until(lambda: watch_of(hung)["state"] == "outage" and "No answer" in watch_of(hung)["reason"])
+    until(lambda: hung.watch("share")["state"] == "outage" and "No answer" in hung.watch("share")["reason"])
     share.fail()
     hung.until_done(9)
     nothing_failed(hung)

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from quaymaster.model import State
+from quaymaster.service.lock import Lock
 from servers.faultproxy import FaultProxy, Response
 from system.bucket import Bucket
 from system.conftest import Home, quoted
@@ -391,7 +392,7 @@ def test_broken_off_in_the_middle_it_goes_on_where_it_stopped(home: Home, sync: 
 def test_next_to_the_service_it_follows_what_the_service_sends(home: Home, serve: Serve, sync: Pass) -> None:
     config = setting(home, 'mode = "poll"\npoll_interval = "1h"\nrescan_interval = "1h"')
     service = serve(config)
-    until(lambda: service.lines("is watched by"), what="the first scan")
+    until(lambda: service.watch()["state"] == "watching", what="the first scan is over")
     land(home, odd())
     code, out, err = sync.text("landing")
     assert (code, f"{len(NAMES)} sent" in out) == (0, True), out + err
@@ -406,7 +407,7 @@ def test_when_the_service_ends_it_takes_its_place(home: Home, serve: Serve, sync
     with FaultProxy(bucket.endpoint) as proxy:
         far = bucket.destination(more=f"endpoint_url = {quoted(proxy.endpoint)}")
         service = serve(setting(home, 'mode = "poll"\npoll_interval = "1h"\nrescan_interval = "1h"', far))
-        until(lambda: service.lines("is watched by"), what="the first scan")
+        until(lambda: service.watch()["state"] == "watching", what="the first scan is over")
         proxy.inject("PutObject", request=lambda _: Response(503), times=9999, only=lambda _: broken)
         land(home, odd())
         process = sync.start("landing", "--patience", "100")
@@ -431,6 +432,20 @@ def test_two_passes_at_once_send_each_file_once(home: Home, sync: Pass) -> None:
     assert home.arrived() == contents
     service = Service(sync.config.read_text(), home.folder)
     assert all(len(service.deliveries(name)) == 1 for name in contents)
+
+
+def test_a_pass_waits_for_the_database_of_one_that_has_only_just_begun(home: Home, sync: Pass) -> None:
+    land(home, odd())
+    state = home.folder / "state"
+    state.mkdir(mode=0o700)
+    sync.configure(setting(home))
+    other = Lock(str(state))
+    second = sync.start("landing", "--json")
+    time.sleep(1)
+    assert second.poll() is None
+    other.release()  # it ended without having made one
+    out, err = second.communicate(timeout=60)
+    assert (second.returncode, json.loads(out)["sent"]) == (0, len(NAMES)), err
 
 
 # -- report --

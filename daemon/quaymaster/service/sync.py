@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 _BATCH = 5_000
 """Files put into the queue in one commit."""
 _IDS = 500
+_BEGINS = 20.0
+"""Seconds that another process may take from the lock to its database."""
 
 
 @dataclass(slots=True)
@@ -90,7 +92,7 @@ class Sync:
             return
         _make(directory)
         _make(self.config.service.staging_dir)
-        lock = take(directory)
+        lock = self._take(directory)
         try:
             with closing(Store(directory, create=lock is not None)) as store:
                 if lock is not None:
@@ -99,6 +101,15 @@ class Sync:
         finally:
             if lock is not None:
                 lock.release()
+
+    def _take(self, directory: str) -> Lock | None:
+        """The lock. Who holds it may only just have begun, and its database not be there yet: that is waited for."""
+        end = self.monotonic() + _BEGINS
+        lock = take(directory)
+        while lock is None and not os.path.exists(os.path.join(directory, FILE_NAME)) and self.monotonic() < end:
+            time.sleep(0.05)
+            lock = take(directory)
+        return lock
 
     # -- what there is --
 

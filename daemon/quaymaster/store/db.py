@@ -11,6 +11,7 @@ import importlib.resources
 import os
 import sqlite3
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
@@ -178,9 +179,11 @@ def _make_directory(directory: str) -> None:
 
 
 def _prepare(connection: sqlite3.Connection, path: str) -> None:
+    connection.execute("BEGIN")  # all three as of one moment: another process may be making the file
+    tables = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
     application = connection.execute("PRAGMA application_id").fetchone()[0]
     version = connection.execute("PRAGMA user_version").fetchone()[0]
-    tables = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+    connection.execute("COMMIT")
     if application not in (0, APPLICATION_ID) or (application == 0 and (version or tables)):
         raise StoreDamaged(f"{path} is not a quaymaster database", "Move it away, or set service.state_dir")
     steps = _migrations()
@@ -189,8 +192,23 @@ def _prepare(connection: sqlite3.Connection, path: str) -> None:
             f"{path} was written by a newer quaymaster (schema {version}; this one knows {len(steps)})",
             "Install that version again, or name another service.state_dir; nothing was changed",
         )
-    if version == len(steps):
-        return
+    end = time.monotonic() + _BUSY_SECONDS
+    while version != len(steps):
+        # Changing to WAL answers "busy" at once, without waiting, when another process opens the new file as well.
+        try:
+            _migrate(connection, steps)
+        except sqlite3.OperationalError as error:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() >= end:
+                raise
+            time.sleep(0.02)
+        else:
+            os.chmod(path, 0o600)
+        version = connection.execute("PRAGMA user_version").fetchone()[0]
+
+
+def _migrate(connection: sqlite3.Connection, steps: list[str]) -> None:
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("BEGIN IMMEDIATE")
     # Another process may have migrated while this one waited for the lock.
@@ -201,7 +219,6 @@ def _prepare(connection: sqlite3.Connection, path: str) -> None:
         connection.execute(f"PRAGMA user_version = {number}")
     connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
     connection.execute("COMMIT")
-    os.chmod(path, 0o600)
 
 
 def _migrations() -> list[str]:

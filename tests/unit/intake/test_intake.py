@@ -340,8 +340,8 @@ def test_links_are_refused_by_event_and_by_scan(start: Callable, tmp_path: Path)
     watch.wait_for(b"f")
     watch.wait(lambda: watch.intake.status().refused == 3, "two links and a fifo refused")
     assert {event.path for event in watch.kinds("source-refused")} == {b"late", b"tree", b"fifo"}
-    watch.intake.rescan()
     scans = watch.intake.status().scans
+    watch.intake.rescan()
     watch.wait(lambda: watch.intake.status().scans > scans, "rescan")
     assert watch.paths() == {b"f"}
     assert len(watch.kinds("source-refused")) == 3, "told once"
@@ -377,11 +377,11 @@ def test_a_hard_link_that_others_may_have_made_is_told_once_and_taken_when_it_is
     event = watch.wait_event("source-refused")
     assert (event.path, event.level) == (b"f", Level.WARNING)
     assert "hard_links = true" in event.message
-    assert watch.intake.status().refused == 1
+    watch.wait(lambda: watch.intake.status().refused == 1, "counted")
     (tmp_path / "theirs").unlink()
     watch.intake.rescan()
     watch.wait_for(b"f")
-    assert watch.intake.status().refused == 0
+    watch.wait(lambda: watch.intake.status().refused == 0, "no longer counted")
     assert len(watch.kinds("source-refused")) == 1
 
 
@@ -489,7 +489,7 @@ def test_a_root_that_is_deleted_and_made_again_is_watched_again(start: Callable,
     (root / "deep/third").write_bytes(b"x")
     watch.wait_for(b"deep/third")
     watch.wait_event("watch-back")
-    assert watch.intake.status().state == "watching"
+    watch.wait(lambda: watch.intake.status().state == "watching", "watching")
 
 
 def test_a_root_that_is_renamed_is_an_outage_and_its_files_are_not_taken_elsewhere(

@@ -8,6 +8,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,24 @@ def test_every_commit_is_flushed_to_the_disk(tmp_path: Path) -> None:
         assert t.execute("PRAGMA synchronous").fetchone()[0] == 2  # FULL
         assert t.execute("PRAGMA journal_mode").fetchone()[0] == "wal"
     store.close()
+
+
+def test_two_that_make_the_database_in_the_same_instant_both_get_it(tmp_path: Path) -> None:
+    maker = """
+import sys, time
+from quaymaster.store import Store
+for number, at in enumerate(float(text) for text in sys.argv[2:]):
+    while time.time() < at: pass
+    Store(f"{sys.argv[1]}/{number}", create=True).close()
+"""
+    begin = time.time() + 1.5
+    instants = [str(begin + number * 0.1) for number in range(25)]
+    both = [
+        subprocess.Popen([sys.executable, "-c", maker, str(tmp_path), *instants], stderr=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    said = [process.communicate(timeout=60)[1] for process in both]
+    assert [process.returncode for process in both] == [0, 0], said
 
 
 def test_a_command_does_not_make_an_empty_queue_where_there_is_none(tmp_path: Path) -> None:
