@@ -239,7 +239,7 @@ class Intake:
                     attendance.close()
 
     def _keep_attending(self, attendance: Attendance, ground: Ground, mounts: int) -> None:
-        check_at = self._clock.monotonic() + _CHECK
+        check_at, around = self._clock.monotonic() + _CHECK, ground.mounts
         while not self._stopping:
             if self._rescan:
                 self._rescan = False
@@ -252,11 +252,13 @@ class Intake:
             if remounted or self._doubted or now >= check_at:
                 check_at, self._doubted = now + _CHECK, False
                 with self.pulse:
-                    if self._footing.stand() != ground:
-                        raise SourceUnavailable(f"{self._watch.path} is not the same directory as before")
+                    now_on = self._footing.stand()
+                if now_on != ground:
+                    raise SourceUnavailable(f"{self._watch.path} is not the same directory as before")
                 self._attended = ground
-                if remounted:
-                    attendance.rescan()  # something below may have come or gone
+                if now_on.mounts != around:
+                    around = now_on.mounts
+                    attendance.rescan()  # something below has come or gone; mounts elsewhere are not our concern
 
     def _wait(self, attendance: Attendance | None, mounts: int, seconds: float) -> bool:
         """Wait until there is something to do. True when the mount table changed (proc_pid_mountinfo(5))."""

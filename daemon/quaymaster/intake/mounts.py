@@ -101,6 +101,8 @@ class Ground:
     blind: tuple[Filesystem, ...]
     """Filesystems mounted below ``path`` that inotify does not see."""
     mark: Mark
+    mounts: frozenset[int] = field(default=frozenset(), compare=False)
+    """The mounts above, at and below ``path``, by their numbers in the mount table."""
     has_sentinel: bool = field(default=True, compare=False)
     empty: bool | None = field(default=None, compare=False)
     """None: it was not looked at."""
@@ -157,6 +159,15 @@ def blind_below(path: str, mountinfo: str | None = None) -> tuple[Filesystem, ..
     )
 
 
+def mounts_around(path: str, mountinfo: str) -> frozenset[int]:
+    """The numbers of the mounts that ``path`` is below, at or above: no other can change what is found in it."""
+    return frozenset(
+        mount.id
+        for mount in _parse(mountinfo)
+        if is_within(mount.filesystem.mount_point, path) or is_within(path, mount.filesystem.mount_point)
+    )
+
+
 def mark_of(filesystem: Filesystem, descriptor: int) -> Mark:
     """``descriptor`` is of a directory on it. Raises OSError."""
     name = ""
@@ -203,6 +214,7 @@ def survey(path: str, mountinfo: str, *, sentinel: str = "", inside: bool = Fals
                 filesystem,
                 blind_below(real, mountinfo),
                 mark_of(filesystem, descriptor),
+                mounts_around(real, mountinfo),
                 not sentinel or _is_there(sentinel, descriptor),
                 is_empty(descriptor) if inside else None,
             )

@@ -643,6 +643,31 @@ assert intake.stop(5)
     in_namespace(tmp_path, f"mount -t tmpfs tmpfs {tmp_path} && umount {tmp_path}", script, flags="-m")
 
 
+def test_a_mount_below_is_scanned_and_one_elsewhere_is_none_of_its_business(tmp_path: Path) -> None:
+    (tmp_path / "in/below").mkdir(parents=True)
+    (tmp_path / "elsewhere").mkdir()
+    script = """
+import subprocess
+def mount(where): subprocess.run(["mount", "-t", "tmpfs", "tmpfs", where], check=True)
+looks = []
+look = intake._footing.look
+intake._footing.look = lambda **how: (looks.append(1), look(**how))[1]
+until(lambda: intake.status().scans)
+for times in range(1, 4):
+    looked = len(looks)
+    mount(os.path.dirname(root) + "/elsewhere")
+    until(lambda: len(looks) > looked)
+    time.sleep(0.1)
+assert intake.status().scans == 1, intake.status()
+mount(root + "/below")
+until(lambda: intake.status().scans == 2)
+open(root + "/below/f", "w").close()
+until(lambda: queued == {b"below/f"})
+assert intake.stop(5)
+"""
+    in_namespace(tmp_path / "in", "true", script, flags="-m")
+
+
 # -- the thread ---------------------------------------------------------------------------------------------------
 
 
