@@ -49,7 +49,7 @@ class Copy:
         try:
             yield Reader(descriptor, self.size, self.mode, self.path, known_sha256=self.sha256)
         finally:
-            os.close(descriptor)
+            _close(descriptor)
 
     def release(self, *, keep: bool) -> None:
         """Remove it, or ``keep`` it for the next run of its job."""
@@ -129,8 +129,14 @@ def _copy(
             os.unlink(path)
         raise
     finally:
-        os.close(descriptor)
+        _close(descriptor)
     return total.hexdigest()
+
+
+def _close(descriptor: int) -> None:
+    """Some filesystems give errors even then: what was read was read, and what was written is on the disk already."""
+    with suppress(OSError):
+        os.close(descriptor)
 
 
 def _staging_error(error: OSError, path: str) -> TransferError:

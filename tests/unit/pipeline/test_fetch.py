@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import threading
@@ -103,6 +104,21 @@ def test_a_staging_directory_that_cannot_be_written_waits_and_says_so(case: Case
     case.staged.mkdir()
     with pytest.raises(OutOfSpace, match=r"service\.staging_dir"):
         case.fetch()
+
+
+def test_a_staging_disk_that_answers_with_an_error_at_close_is_no_reason_to_fail(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    close = os.close
+
+    def stale(descriptor: int) -> None:
+        ours = os.readlink(f"/proc/self/fd/{descriptor}") == str(case.staged)
+        close(descriptor)
+        if ours:
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    monkeypatch.setattr(os, "close", stale)
+    assert content(case.fetch()) == DATA
 
 
 def test_while_one_hangs_the_others_go_on_and_nothing_given_is_lost(case: Case) -> None:
