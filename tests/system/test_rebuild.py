@@ -154,6 +154,10 @@ def corrupt(database: Path, chance: random.Random, pages: int = 6) -> None:
             file.write(chance.randbytes(4096))
 
 
+def unfinished(service: Service) -> int:
+    return sum(number for state, number in service.states().items() if not state.final and state is not State.PARKED)
+
+
 def test_a_corrupt_database_is_kept_what_can_be_read_is_carried_over_and_nothing_is_sent_again(
     home: Home, serve: Serve, bucket: Bucket
 ) -> None:
@@ -163,7 +167,7 @@ def test_a_corrupt_database_is_kept_what_can_be_read_is_carried_over_and_nothing
     (home.archive / "0").mkdir(exist_ok=True)
     (home.archive / "0" / "odd").write_bytes(b"somebody else's")
     home.land("0/odd", b"ours")
-    until(lambda: service.states()[State.DONE] == 400 and service.states()[State.PARKED] == 1, 40)
+    until(lambda: service.states()[State.DONE] == 400 and service.states()[State.PARKED] == 1, 60)
     service.stop()
     database = home.folder / "state" / "quaymaster.db"
     with closing(sqlite3.connect(database)) as connection:
@@ -180,7 +184,10 @@ def test_a_corrupt_database_is_kept_what_can_be_read_is_carried_over_and_nothing
     with FaultProxy(bucket.endpoint) as proxy:
         service.config_file.write_text(setting(home, bucket, endpoint=proxy.endpoint))
         service.start()
-        until(lambda: service.states()[State.DONE] == 400 and service.states()[State.PARKED] == 1, 40)
+        until(lambda: service.states()[State.PARKED] == 1 and not unfinished(service), 60)
+        for number in range(400):
+            found = service.deliveries(f"{number % 7}/{number}.bin")
+            assert {delivery.proof.destination for delivery in found} == {"archive", "far"}, number
         sent = [p for operation, p in proxy.seen if operation == "PutObject" and ".quaymaster-" not in p]
         assert sent == [] or all(p.endswith("/0/odd") for p in sent)
         service.stop()

@@ -18,11 +18,27 @@ from contextlib import closing, suppress
 from dataclasses import dataclass
 from typing import Any
 
-from quaymaster.errors import StoreError
-from quaymaster.store.db import FILE_NAME, Database
+from quaymaster.store.db import FILE_NAME, Database, Transaction
 
 _FILES = (FILE_NAME, f"{FILE_NAME}-wal", f"{FILE_NAME}-shm")
 _TABLES = ("watches", "jobs", "uploads", "ledger", "reports")
+_JOIN = (
+    *(f"DELETE FROM {table} WHERE watch_id NOT IN (SELECT id FROM watches)" for table in ("jobs", "ledger")),
+    """
+    INSERT OR IGNORE INTO jobs (id, watch_id, path, inode, size, mtime_ns, state, queued_at, ended_at)
+    SELECT job_id, watch_id, path, inode, size, mtime_ns, 'done', min(delivered_at), max(delivered_at)
+    FROM ledger WHERE job_id NOT IN (SELECT id FROM jobs) GROUP BY job_id
+    """,
+    """
+    DELETE FROM ledger WHERE NOT EXISTS (
+        SELECT 1 FROM jobs WHERE jobs.id = ledger.job_id AND jobs.watch_id = ledger.watch_id AND jobs.path = ledger.path
+        AND jobs.inode = ledger.inode AND jobs.size = ledger.size AND jobs.mtime_ns = ledger.mtime_ns
+    )
+    """,
+    # By one that is lost: it still is not the current one, which is what the number stands for.
+    "UPDATE ledger SET replaced_by = id WHERE replaced_by NOT IN (SELECT id FROM ledger)",
+    "DELETE FROM uploads WHERE job_id NOT IN (SELECT id FROM jobs)",
+)
 CUSTODY_FILE = "custody-salvaged.jsonl"
 
 
@@ -53,19 +69,32 @@ def salvage(folder: str, into: Database) -> Salvaged:
             with suppress(FileNotFoundError):
                 shutil.copyfile(os.path.join(folder, name), os.path.join(work, name))
         with closing(sqlite3.connect(os.path.join(work, FILE_NAME))) as damaged:
-            rows = {table: _carry_over(damaged, table, into) for table in _TABLES}
+            rows = into.write(lambda t: _carry_all_over(damaged, t))
             custody, sha256 = _keep_custody(damaged, os.path.join(folder, CUSTODY_FILE))
     return Salvaged(folder, rows, custody, sha256)
 
 
-def _carry_over(damaged: sqlite3.Connection, table: str, into: Database) -> int:
+def _carry_all_over(damaged: sqlite3.Connection, into: Transaction) -> dict[str, int]:
+    into.execute("PRAGMA defer_foreign_keys = ON")  # a delivery is replaced by a later one
+    rows = {table: _carry_over(damaged, into, table) for table in _TABLES}
+    _join(into)
+    return rows
+
+
+def _carry_over(damaged: sqlite3.Connection, into: Transaction, table: str) -> int:
     carried = 0
     for columns, row in _readable(damaged, table):
         names, marks = ", ".join(columns), ", ".join("?" * len(columns))
-        with suppress(sqlite3.Error, StoreError):  # a row that makes no sense any more
-            statement = f"INSERT OR IGNORE INTO {table} ({names}) VALUES ({marks})"
-            carried += into.write(lambda t, row=row, statement=statement: t.execute(statement, row).rowcount)  # type: ignore[misc]
+        with suppress(sqlite3.IntegrityError):  # a row that makes no sense any more
+            carried += into.execute(f"INSERT OR IGNORE INTO {table} ({names}) VALUES ({marks})", row).rowcount
     return carried
+
+
+def _join(into: Transaction) -> None:
+    """Make whole what hangs together. Numbers of lost jobs must not be given out again while deliveries bear them:
+    another file's would count as the new one's."""
+    for statement in _JOIN:
+        into.execute(statement)
 
 
 def _readable(damaged: sqlite3.Connection, table: str) -> Iterator[tuple[list[str], tuple[Any, ...]]]:
