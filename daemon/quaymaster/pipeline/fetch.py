@@ -49,7 +49,8 @@ class Copy:
         try:
             yield Reader(descriptor, self.size, self.mode, self.path, known_sha256=self.sha256)
         finally:
-            os.close(descriptor)
+            with suppress(OSError):  # says nothing about what was read
+                os.close(descriptor)
 
     def release(self, *, keep: bool) -> None:
         """Remove it, or ``keep`` it for the next run of its job."""
@@ -129,7 +130,8 @@ def _copy(
             os.unlink(path)
         raise
     finally:
-        os.close(descriptor)
+        with suppress(OSError):  # it is synced, or given up
+            os.close(descriptor)
     return total.hexdigest()
 
 
