@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from contract.places import PART, Place, S3Place, bytes_of, content, deliver, digests_of
+from quaymaster.errors import DestinationMissing
 
 SIZES = [0, 3_000, 2 * PART + 9]
 
@@ -35,3 +36,16 @@ def test_without_a_stored_digest_the_object_is_read(s3: S3Place) -> None:
     held = s3.make().holding("a", digests_of(data))
     assert held is not None
     assert s3.make().holding("a", digests_of(bytes_of(2 * PART, 3))) is None
+
+
+def test_a_bucket_that_is_gone_is_an_outage_and_no_missing_object(s3: S3Place) -> None:
+    """HEAD answers 404 for both, and a copy that is taken for gone would be sent again, or its job given up."""
+    data = bytes_of(3_000)
+    s3.server.make_bucket("short-lived")
+    destination = s3.with_settings(bucket="short-lived")
+    stored = deliver(destination, "a", data)
+    destination.remove(stored)
+    assert destination.holding("a", digests_of(data)) is None
+    s3.client.delete_bucket(Bucket="short-lived")
+    with pytest.raises(DestinationMissing, match="no bucket"):
+        destination.holding("a", digests_of(data))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import pytest
@@ -14,7 +14,7 @@ from contract.places import PART, DirectoryPlace, S3Place, bytes_of, content, de
 from quaymaster.destinations.base import Put
 from quaymaster.destinations.s3_claim import Claim
 from quaymaster.errors import Unreachable
-from servers.faultproxy import FaultProxy, Request, Reset, Response
+from servers.faultproxy import FaultProxy, Request, Reset, Response, unavailable
 from servers.seaweed import Seaweed
 
 LARGE = 2 * PART + 5
@@ -98,6 +98,64 @@ def test_an_upload_whose_number_never_came_is_found_by_its_key(through: S3Place,
     (left,) = through.unfinished()
     assert left.endswith("/another")
     other.abort()
+
+
+def refuses(status: int, code: str) -> Callable[[Request], Response]:
+    body = f"<?xml version='1.0'?><Error><Code>{code}</Code></Error>".encode()
+    return lambda request: Response(status, {"content-type": "application/xml"}, body)
+
+
+@pytest.mark.parametrize("answer", ["busy", "lost"])
+def test_an_upload_is_created_again_only_after_an_answer_that_it_was_not(
+    through: S3Place, proxy: FaultProxy, answer: str
+) -> None:
+    """A second one would hide the one that a lost answer may have told of: nobody would look for it any more."""
+    noted: list[str] = []
+    destination = through.make()
+    destination.check()  # the probe creates uploads too
+    before = proxy.count("CreateMultipartUpload")
+    upload = destination.begin(Put("a", LARGE, note=noted.append))
+    if answer == "busy":
+        proxy.inject("CreateMultipartUpload", request=unavailable(0))
+        upload.write(bytes_of(LARGE))
+        assert proxy.count("CreateMultipartUpload") - before == 2
+        assert [bool(json.loads(token)["upload_id"]) for token in noted] == [False, True]
+    else:
+        proxy.inject("CreateMultipartUpload", response=reply_lost)
+        with pytest.raises(Unreachable):
+            upload.write(bytes_of(LARGE))
+        assert proxy.count("CreateMultipartUpload") - before == 1
+        upload.abort()
+        assert upload.resume_token == noted[0]
+        assert destination.abandon(noted[0])
+    upload.abort()
+    assert through.unfinished() == []
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "kept"),
+    [
+        (400, "ExpiredToken", True), (403, "AccessDenied", True), (503, "SlowDown", True),
+        (404, "NoSuchUpload", False), (501, "NotImplemented", False),
+    ],
+)  # fmt: skip
+def test_a_token_is_forgotten_only_when_nothing_is_left_to_ask_for(
+    through: S3Place, proxy: FaultProxy, status: int, code: str, kept: bool
+) -> None:
+    """What is refused today, with credentials that ran out, may be allowed tomorrow."""
+    destination = through.make()
+    upload = destination.begin(Put("a", LARGE))
+    upload.write(bytes_of(LARGE))
+    proxy.inject("AbortMultipartUpload", request=refuses(status, code), times=3)
+    upload.abort()
+    token = upload.resume_token
+    assert bool(token) is (code != "NoSuchUpload")
+    if token:
+        proxy.clear()
+        proxy.inject("AbortMultipartUpload", request=refuses(status, code))
+        assert destination.abandon(token) is not kept
+        assert destination.abandon(token), "as soon as it is allowed, it is gone"
+        assert through.unfinished() == []
 
 
 def test_an_upload_under_way_is_not_taken_for_one_left_behind(s3: S3Place) -> None:

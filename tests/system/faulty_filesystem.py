@@ -14,6 +14,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -50,7 +51,9 @@ class FaultyFilesystem:
         give no answer until they are told to do otherwise. ``every`` means all that are not named.
 
         A write with "ENOSPC:N" fails beyond the first N bytes of a file. A read with "flip" gives a wrong bit, another
-        one each time; with "short" half of what is there."""
+        one each time, and with "short" half of what is there; a write puts a wrong bit there, or half of what it was
+        given. An fsync with "lost" fails with EIO, and what was written since the last one is gone, as it is on a disk
+        when the cache forgets the pages that could not be written."""
         scratch = self._faults.with_suffix(".new")
         scratch.write_text(json.dumps(faults))
         scratch.replace(self._faults)
@@ -115,6 +118,45 @@ def _serve(held: str, seen: str, faults: str, direct: str) -> None:
     )
 
 
+class Unsynced:
+    """What was written to each file since its last fsync, so that it can be lost."""
+
+    MOST = 4096
+    """Writes of one file; one that is never synced (SQLite's shared memory) is not remembered for ever."""
+
+    def __init__(self) -> None:
+        self._before: dict[int, list[tuple[int, int, bytes]]] = {}
+        self._lock = threading.Lock()
+
+    def write(self, handle: int, data: bytes, offset: int) -> int:
+        status = os.fstat(handle)
+        before = os.pread(handle, len(data), offset)
+        with self._lock:
+            writes = self._before.setdefault(status.st_ino, [])
+            if status.st_size == 0 or len(writes) >= self.MOST:  # another file may have had this number
+                writes.clear()
+            writes.append((status.st_size, offset, before))
+        return os.pwrite(handle, data, offset)
+
+    def sync(self, handle: int) -> None:
+        self._forget(handle)
+        os.fsync(handle)
+
+    def lose(self, handle: int) -> None:
+        for size, offset, before in reversed(self._forget(handle)):
+            os.pwrite(handle, before, offset)
+            os.truncate(handle, size)
+
+    def _forget(self, handle: int) -> list[tuple[int, int, bytes]]:
+        with self._lock:
+            return self._before.pop(os.fstat(handle).st_ino, [])
+
+
+def readable(flags: int) -> int:
+    """What is overwritten has to be read first."""
+    return flags & ~os.O_ACCMODE | os.O_RDWR if flags & os.O_ACCMODE == os.O_WRONLY else flags
+
+
 def _operations(base: Any, held: str, faults: str) -> Any:
     def under(path: str) -> str:
         return held + path
@@ -124,23 +166,29 @@ def _operations(base: Any, held: str, faults: str) -> Any:
             known: dict[str, str] = json.load(file)
         return known.get(name, known.get("every", ""))
 
-    reading = itertools.count(1)
+    turn = itertools.count(1)
 
     def flipped(data: bytes) -> bytes:
-        at = next(reading) * 7919 % max(1, len(data))
+        at = next(turn) * 7919 % max(1, len(data))
         return data[:at] + bytes(byte ^ 1 for byte in data[at : at + 1]) + data[at + 1 :]
 
-    damages: dict[str, Callable[[bytes], bytes]] = {"flip": flipped, "short": lambda data: data[: len(data) // 2]}
+    damages: dict[str, Callable[[bytes], bytes]] = {"flip": flipped, "short": lambda data: data[: (len(data) + 1) // 2]}
+    unsynced = Unsynced()
 
     def guarded(name: str, act: Callable[..., Any]) -> Callable[..., Any]:
         def operation(self: object, *arguments: Any) -> Any:
             while (code := told(name)) == "hang":
                 time.sleep(0.02)
             code, _, least = code.partition(":")
-            damage = damages.get(code) if name == "read" else None
-            # write's arguments: path, data, offset, handle
+            damage = damages.get(code) if name in ("read", "write") else None
+            # write's arguments: path, data, offset, handle; fsync's: path, whether data only, handle
+            if code == "lost":
+                unsynced.lose(arguments[2])
+                code = "EIO"
             if code and not damage and not (least and arguments[2] + len(arguments[1]) <= int(least)):
                 raise OSError(getattr(errno, code), os.strerror(getattr(errno, code)))
+            if damage and name == "write":
+                return act(arguments[0], damage(arguments[1]), *arguments[2:])
             answer = act(*arguments)
             if damage:
                 return damage(answer)
@@ -166,13 +214,13 @@ def _operations(base: Any, held: str, faults: str) -> Any:
         "readdir": lambda path, handle: [
             (name, status(os.path.join(path, name)), 0) for name in os.listdir(under(path))
         ],
-        "open": lambda path, flags: os.open(under(path), flags & ~os.O_DIRECT),
+        "open": lambda path, flags: os.open(under(path), readable(flags) & ~os.O_DIRECT),
         "create": lambda path, mode, flags=0: os.open(under(path), os.O_RDWR | os.O_CREAT | os.O_EXCL, mode),
         "read": lambda path, size, offset, handle: os.pread(handle, size, offset),
-        "write": lambda path, data, offset, handle: os.pwrite(handle, data, offset),
+        "write": lambda path, data, offset, handle: unsynced.write(handle, data, offset),
         "truncate": lambda path, length, handle=None: os.truncate(under(path), length),
         "flush": lambda path, handle: None,
-        "fsync": lambda path, data_only, handle: os.fsync(handle),
+        "fsync": lambda path, data_only, handle: unsynced.sync(handle),
         "fsyncdir": lambda path, data_only, handle: None,
         "release": lambda path, handle: os.close(handle),
         "unlink": lambda path: os.unlink(under(path)),

@@ -9,22 +9,25 @@ from __future__ import annotations
 
 import os
 import random
+import signal
+import subprocess
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
 import pytest
 
 from quaymaster.errors import StoreError
 from quaymaster.model import State
-from quaymaster.store import Filter
+from quaymaster.store import Filter, Store
 from system.bucket import Bucket
-from system.conftest import Home, content_of, files_below
-from system.evidence import expanded_sha256
+from system.conftest import Home, content_of, files_below, quoted
+from system.evidence import expanded_sha256, sha256
 from system.faulty_filesystem import FaultyFilesystem, reason_to_skip
 from system.mishaps import is_calm, waiting
-from system.service import Service, until
+from system.service import COMMAND, Service, until
 from system.traffic import Reader, Seen, Traffic
 
 pytestmark = pytest.mark.skipif(bool(reason_to_skip()), reason=reason_to_skip())
@@ -36,29 +39,42 @@ FAULTS: dict[str, list[dict[str, str]]] = {
     # always gives the same other bytes holds another file.
     "source": [
         HANG, {"read": "EIO"}, {"read": "ESTALE"}, {"getattr": "ESTALE"}, {"open": "EIO"}, {"readdir": "EIO"},
-        {"read": "short"}, {"every": "EIO"}, {"open": "EACCES"}, {"release": "EIO", "flush": "EIO"},
+        {"read": "short"}, {"every": "EIO"}, {"open": "EACCES"}, {"release": "EIO", "flush": "EIO"}, {"unlink": "EIO"},
+        {"rename": "EIO"}, {"unlink": "EIO", "link": "EIO"}, {"fsyncdir": "EIO"},
     ],
     "staging": [
-        HANG, {"write": "EIO"}, {"write": "ENOSPC:100000"}, {"write": "EDQUOT"}, {"flush": "EDQUOT"}, {"fsync": "EIO"},
-        {"read": "EIO"}, {"read": "flip"}, {"read": "short"}, {"unlink": "EIO"}, {"create": "ENOSPC"}, {"open": "EIO"},
-        {"statfs": "EIO"}, {"every": "ESTALE"},
+        HANG, {"write": "EIO"}, {"write": "ENOSPC:100000"}, {"write": "EDQUOT"}, {"write": "short"}, {"write": "flip"},
+        {"flush": "EDQUOT"}, {"fsync": "EIO"}, {"fsync": "lost"}, {"read": "EIO"}, {"read": "flip"}, {"read": "short"},
+        {"unlink": "EIO"}, {"create": "ENOSPC"}, {"open": "EIO"}, {"statfs": "EIO"}, {"every": "ESTALE"},
     ],
+    # No damaged bytes here: what SQLite reads it believes, and a damaged database is for an operator to rebuild.
     "state": [
-        HANG, {"write": "EIO"}, {"write": "ENOSPC"}, {"write": "EDQUOT"}, {"fsync": "EIO"}, {"flush": "EDQUOT"},
-        {"create": "ENOSPC"}, {"rename": "EIO"},
+        HANG, {"write": "EIO"}, {"write": "ENOSPC"}, {"write": "ENOSPC:20000"}, {"write": "EDQUOT"}, {"write": "short"},
+        {"fsync": "EIO"}, {"fsync": "lost"}, {"flush": "EDQUOT"}, {"create": "ENOSPC"}, {"rename": "EIO"},
+        {"open": "EIO"}, {"unlink": "EIO"}, {"truncate": "EIO"}, {"fsyncdir": "EIO"},
     ],
     "destination": [
-        HANG, {"write": "EIO"}, {"write": "ENOSPC:200000"}, {"write": "EDQUOT"}, {"flush": "EDQUOT"}, {"fsync": "EIO"},
-        {"link": "EPERM"}, {"link": "EIO"}, {"rename": "EIO", "link": "EPERM"}, {"read": "EIO"}, {"read": "flip"},
-        {"read": "short"}, {"unlink": "EIO"}, {"mkdir": "EIO"}, {"chmod": "EPERM"}, {"utimens": "EIO"},
-        {"getattr": "ESTALE"}, {"create": "EACCES"}, {"every": "EIO"}, {"fsyncdir": "EIO"},
-        {"unlink": "EIO", "fsync": "EIO"},
+        HANG, {"write": "EIO"}, {"write": "ENOSPC:200000"}, {"write": "EDQUOT"}, {"write": "short"}, {"write": "flip"},
+        {"flush": "EDQUOT"}, {"fsync": "EIO"}, {"fsync": "lost"}, {"link": "EPERM"}, {"link": "EIO"},
+        {"rename": "EIO", "link": "EPERM"}, {"read": "EIO"}, {"read": "flip"}, {"read": "short"}, {"unlink": "EIO"},
+        {"mkdir": "EIO"}, {"chmod": "EPERM"}, {"utimens": "EIO"}, {"getattr": "ESTALE"}, {"create": "EACCES"},
+        {"every": "EIO"}, {"fsyncdir": "EIO"}, {"unlink": "EIO", "fsync": "EIO"},
     ],
 }  # fmt: skip
+CONTENT = random.Random(31).randbytes(300_000)
+BLAMED = {
+    "source": {"source-unavailable", "permission-denied", "integrity"},
+    "staging": {"out-of-space", "source-unavailable", "integrity"},
+    "state": set[str](),
+    "destination": {"unreachable", "out-of-space", "permission-denied", "integrity"},
+}
+"""The errors by which an operator is told of these faults. Of all but these two the jobs are tried again for ever."""
+PARKING = {"permission-denied", "integrity"}
 
 
 class Campaign:
-    """One watch and one directory, with the faulty filesystem in one place of its way."""
+    """Two watches, of which one removes its sources, and one directory; the faulty filesystem is somewhere on the
+    way."""
 
     def __init__(self, home: Home, place: str, seed: int) -> None:
         print("seed", seed)
@@ -68,17 +84,23 @@ class Campaign:
         compress = 'compress = { format = "zstd", level = 1, min_size = "1MiB" }\nkey = "{watch}/{path}"\n'
         watch = compress + 'poll_interval = "0.3s"\nhang_after = "2s"'
         self.archive = home.archive
+        sources = self.filesystem.held if place == "source" else home.folder
+        self.folders = {name: sources / name for name in ("landing", "removed")}
+        for folder in self.folders.values():
+            folder.mkdir(exist_ok=True)
         match place:
             case "source":
-                home.landing = self.filesystem.seen
+                home.landing = self.filesystem.seen / "landing"
             case "staging":
                 home.staging = self.filesystem.seen
                 watch += "\nstage = true"
             case "destination":
                 home.archive, self.archive = self.filesystem.seen, self.filesystem.held
-        self.service = Service(home.config(watch, limits="files = 6"), home.folder)
-        landing = self.filesystem.held if place == "source" else home.landing
-        self.traffic = Traffic({"landing": landing}, random.Random(seed + 1))
+        config = home.config(watch, limits="files = 6")
+        _, _, settings = config.partition("[watch.landing]")
+        removed = settings.replace(quoted(home.landing), quoted(home.landing.with_name("removed")))
+        self.service = Service(f'{config}\n[watch.removed]{removed}after = "delete"\n', home.folder)
+        self.traffic = Traffic(self.folders, random.Random(seed + 1))
         self.faults: Counter[str] = Counter()
         self.starts = 0
 
@@ -101,31 +123,79 @@ class Campaign:
             return ""  # replaced since
         return expanded_sha256(os.fsdecode(path))
 
-    def run(self, seconds: float) -> None:
-        ends = time.monotonic() + seconds
-        deck: list[dict[str, str]] = []
-        while time.monotonic() < ends:
-            self.traffic.land(large=2 << 20)
-            for _ in range(3):
-                if not deck:
-                    deck = self.chance.sample(FAULTS[self.place], len(FAULTS[self.place]))
-                fault = deck.pop()
+    def run(self, decks: int) -> None:
+        """Each fault so many times, in an order of its own each time, with files that land before every one."""
+        for _ in range(decks):
+            deck = self.chance.sample(FAULTS[self.place], len(FAULTS[self.place]))
+            for number, fault in enumerate(deck):
+                self._land()
+                time.sleep(self.chance.uniform(0, 0.6))  # how far they have come is left to chance
                 self.faults[" ".join(f"{name} {kind}" for name, kind in fault.items())] += 1
                 self.filesystem.fail(**fault)
-                time.sleep(self.chance.uniform(0.1, 0.5))  # a fault lasts as long as it lasts
+                if self.place == "state" and number % 3 == 2 and number < len(deck) / 2:
+                    self._stop_and_start()  # in the other half nothing that was forgotten is found by a new start
+                time.sleep(self.chance.uniform(0.1, 0.8))  # a fault lasts as long as it lasts
                 self.filesystem.fail()
-                time.sleep(self.chance.uniform(0.05, 0.3))
-            self._see_to_it()
+                if number % 4 == 3:
+                    self._see_to_it()
+                    self._no_source_is_gone_without_proof()
+
+    def _land(self) -> None:
+        self.traffic.land(large=2 << 20)
+        for watch in self.folders:
+            for number in range(8):
+                self.traffic.write(watch, f"burst-{self.traffic.rounds}/{number}", self.chance.randbytes(200))
+
+    def _stop_and_start(self) -> None:
+        """While its disk fails. That may be refused; nothing worse."""
+        stopped = self.service.process
+        if stopped is not None:
+            stopped.terminate()
+            time.sleep(self.chance.uniform(0.1, 1))
+            self.service.kill()
+        with self.service.log_file.open("ab") as log:
+            started = subprocess.Popen(
+                [*COMMAND, "run", "--config", str(self.service.config_file)],
+                env=self.service.environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+            )  # fmt: skip
+        time.sleep(self.chance.uniform(0.5, 2))
+        self.filesystem.fail()
+        started.terminate()
+        assert started.wait(60) in (0, 1, -signal.SIGTERM), self.service.log
 
     def _see_to_it(self) -> None:
         """What an operator does: start a service that has stopped, and retry what is parked."""
         if not self.service.running:
-            print("it had stopped:", *self.service.log.splitlines()[-3:], sep="\n  ")
             self.service.kill()
             self.service.start()
             self.starts += 1
         code, told = self.service.cli("jobs", "retry", "--all")
         assert code == 0, told
+
+    def _no_source_is_gone_without_proof(self) -> None:
+        """Each file is where it landed (set aside, perhaps), or its copy is recorded, and there."""
+        # Those that are looked at in the moment in which they get another name are looked at again.
+        until(lambda: self._lost() == [], 10, f"a copy and a proof of what is gone: {self._lost()}")
+
+    def _lost(self) -> list[str]:
+        there = set()
+        for path in [path for folder in self.folders.values() for path in files_below(os.fsencode(folder))]:
+            with suppress(FileNotFoundError):
+                there.add(sha256(content_of(path)))
+        with self.service.store() as store:
+            return [
+                name
+                for name, digest in self.traffic.last.items()
+                if digest not in there and not (self._is_proven(store, name, digest) and self._has_copy(name, digest))
+            ]
+
+    def _is_proven(self, store: Store, name: str, digest: str) -> bool:
+        watch, _, path = name.partition("/")
+        return digest in {d.proof.source.sha256 for d in store.deliveries(watch, path.encode())}
+
+    def _has_copy(self, name: str, digest: str) -> bool:
+        copies = (self.archive / name, self.archive / f"{name}.zst")
+        return digest in {expanded_sha256(copy) for copy in copies if copy.exists()}
 
     def finish(self) -> None:
         again = 0.0
@@ -140,16 +210,18 @@ class Campaign:
         until(all_there, 120, "each file at its destination")
         self.service.stop()
         with self.service:  # what could not be removed is removed at each start, and every minute
-            until(lambda: self.home.leftovers() == [], 90, "nothing is left over")
+            until(lambda: self.leftovers() == [], 90, "nothing is left over")
+
+    def leftovers(self) -> list[bytes]:
+        below = [path for folder in self.folders.values() for path in files_below(os.fsencode(folder))]
+        return self.home.leftovers() + [path for path in below if os.path.basename(path).startswith(b".qm-")]
 
     def _missing(self) -> list[str]:
         try:
             with self.service.store() as store:
                 found = [str(job) for job in store.jobs(Filter()) if not job.state.final]
-                for name, digest in self.traffic.last.items():
-                    proofs = [d.proof for d in store.deliveries("landing", name.partition("/")[2].encode())]
-                    found += [name] * (digest not in {proof.source.sha256 for proof in proofs})
-                return found
+                wanted = self.traffic.last.items()
+                return found + [name for name, digest in wanted if not self._is_proven(store, name, digest)]
         except StoreError as error:
             return [str(error)]
 
@@ -158,28 +230,34 @@ class Campaign:
         root = os.fsencode(self.archive)
         paths = [os.path.relpath(os.fsdecode(path), self.archive) for path in files_below(root)]
         found = {path: expanded_sha256(self.archive / path) for path in paths if not path.startswith(".quaymaster-")}
+        # A version that was set aside while its name was taken again has got a name of its own: it is not lost.
+        older = {name for name in found if ".older-" in name}
+        assert {found.pop(name) for name in older} <= self.traffic.ever
         assert {name.removesuffix(".zst"): digest for name, digest in found.items()} == self.traffic.last
         assert len(found) == len(self.traffic.last), "a file is there compressed and uncompressed"
+        assert [name for _, _, names in os.walk(self.folders["removed"]) for name in names] == []
         is_calm(self.service.log)
         failures: Counter[str] = Counter()
         with self.service.store() as store:
             assert store.custody_broken_at() is None
             assert store.noted_fault() == ""
+            assert store.damage() == ""
             for entry in store.custody():
                 fields: dict[str, Any] = entry.fields
                 if fields["kind"] in (State.WAITING, State.PARKED):
                     failures[fields["code"]] += 1
-                    assert fields["code"] not in ("conflict", "internal"), fields
+                    assert fields["code"] in BLAMED[self.place], fields
+                    assert fields["kind"] == State.WAITING or fields["code"] in PARKING, fields
         return failures
 
 
-def campaign(home: Home, place: str, *, seed: int, seconds: float) -> None:
+def campaign(home: Home, place: str, *, seed: int, decks: int) -> None:
     campaign = Campaign(home, place, seed)
     with campaign.filesystem:
         try:
             campaign.service.start()
             with Reader(campaign.look, campaign.traffic) as reader:
-                campaign.run(seconds)
+                campaign.run(decks)
                 campaign.finish()
             reader.look()
             assert reader.wrong == []
@@ -197,19 +275,44 @@ def campaign(home: Home, place: str, *, seed: int, seconds: float) -> None:
 
 @pytest.mark.parametrize("place", FAULTS)
 def test_a_place_that_keeps_failing(home: Home, place: str) -> None:
-    campaign(home, place, seed=30, seconds=9)
+    campaign(home, place, seed=30, decks=1)
 
 
 @pytest.mark.soak
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("place", FAULTS)
-def test_a_place_that_keeps_failing_for_five_minutes(home: Home, place: str) -> None:
-    campaign(home, place, seed=random.SystemRandom().randrange(1 << 32), seconds=300)
+def test_a_place_that_keeps_failing_for_long(home: Home, place: str) -> None:
+    campaign(home, place, seed=random.SystemRandom().randrange(1 << 32), decks=12)
+
+
+# -- errors that say nothing --
+
+
+def test_an_error_when_a_file_that_was_read_is_closed_fails_no_job(home: Home, serve: Serve) -> None:
+    """Some filesystems report at close(2) what befell earlier writes; what is synced, or only read, is whole."""
+    with FaultyFilesystem(home.folder / "fuse") as filesystem:
+        home.staging = filesystem.seen
+        service = serve(home.config("stage = true"))
+        filesystem.fail(flush="EDQUOT")
+        home.land("a", CONTENT)
+        service.until_done(1)
+        assert [(job.attempts, job.error) for job in service.jobs()] == [(0, "")]
+        assert home.arrived() == {b"a": CONTENT}
+
+
+def test_an_error_when_a_copy_that_was_read_is_closed_is_no_damage(home: Home, serve: Serve) -> None:
+    with FaultyFilesystem(home.folder / "fuse") as filesystem:
+        home.archive = filesystem.seen
+        service = serve(home.config())
+        home.land("a", CONTENT)
+        service.until_done(1)
+        filesystem.fail(flush="EIO")
+        done = service.command("verify", "--level", "readback")
+        assert done.returncode == 0, done.stdout + done.stderr
+        is_calm(done.stdout + done.stderr)
 
 
 # -- one bit --
-
-CONTENT = random.Random(31).randbytes(300_000)
 
 
 def test_a_bit_that_flips_in_staging_is_noticed(home: Home, serve: Serve) -> None:

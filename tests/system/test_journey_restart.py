@@ -100,6 +100,10 @@ def test_sigterm_while_thousands_wait_keeps_them_all(home: Home, serve: Serve) -
     service.stop()
 
 
+_MOST_AHEAD = 300
+"""Files that land before the service has sent as many: it always has something to do, and can come to an end."""
+
+
 class Producer(threading.Thread):
     """Lands files without pause, the way programs do: written in place, or renamed into place, small and large."""
 
@@ -107,6 +111,8 @@ class Producer(threading.Thread):
         super().__init__(name="producer")
         self.home, self.chance = home, chance
         self.landed: dict[str, str] = {}
+        self.sent = 0
+        """As the test has last counted them."""
         self.stop = threading.Event()
         self._text = [piece for _, piece in zip(range(10), fastq(), strict=False)]
 
@@ -128,6 +134,8 @@ class Producer(threading.Thread):
                 self.home.land(name, content)
             self.landed[name] = sha256(content)
             self.stop.wait(0.03)
+            while len(self.landed) > self.sent + _MOST_AHEAD and not self.stop.wait(0.1):
+                pass
 
 
 class Reader(threading.Thread):
@@ -194,6 +202,7 @@ def kill_at_random(home: Home, serve: Serve, bucket: Bucket, times: int) -> None
             time.sleep(chance.uniform(0.1, 2.5))  # the instant of the kill is what is tested
             service.kill()
             service.start()
+            producer.sent = service.states()[State.DONE]
         producer.stop.set()
         producer.join()
         expected = producer.landed

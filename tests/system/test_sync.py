@@ -9,9 +9,11 @@ import os
 import random
 import shutil
 import signal
+import sqlite3
 import subprocess
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ import pytest
 
 from quaymaster.model import State
 from quaymaster.service.lock import Lock
+from quaymaster.store.db import FILE_NAME
 from servers.faultproxy import FaultProxy, Response
 from system.bucket import Bucket
 from system.conftest import Home, quoted
@@ -389,14 +392,39 @@ def test_broken_off_in_the_middle_it_goes_on_where_it_stopped(home: Home, sync: 
     assert (bucket.uploads(), home.leftovers()) == ([], [])
 
 
+@contextmanager
+def halted(home: Home, service: Service) -> Iterator[None]:
+    """The service stands still, but not in the middle of a commit. Anything else that is mounted on this machine makes
+    it scan, however rarely it was told to."""
+
+    def stands_still() -> bool:
+        os.kill(service.pid, signal.SIGSTOP)
+        try:
+            with closing(sqlite3.connect(home.folder / "state" / FILE_NAME, timeout=0, isolation_level=None)) as other:
+                other.execute("BEGIN IMMEDIATE")
+        except sqlite3.OperationalError:
+            os.kill(service.pid, signal.SIGCONT)
+            return False
+        return True
+
+    until(stands_still, what="it commits nothing")
+    try:
+        yield
+    finally:
+        os.kill(service.pid, signal.SIGCONT)
+
+
 def test_next_to_the_service_it_follows_what_the_service_sends(home: Home, serve: Serve, sync: Pass) -> None:
-    config = setting(home, 'mode = "poll"\npoll_interval = "1h"\nrescan_interval = "1h"')
-    service = serve(config)
+    service = serve(setting(home, 'mode = "poll"\npoll_interval = "1h"\nrescan_interval = "1h"'))
     until(lambda: service.watch()["state"] == "watching", what="the first scan is over")
-    land(home, odd())
-    code, out, err = sync.text("landing")
-    assert (code, f"{len(NAMES)} sent" in out) == (0, True), out + err
-    assert f"in the hands of process {service.pid}" in err
+    with halted(home, service):
+        land(home, odd())
+        process = sync.start("landing")
+        assert process.stderr is not None
+        told = next(line for line in process.stderr if b"in the hands" in line)
+    assert f"in the hands of process {service.pid}" in told.decode()
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, b"%d sent" % len(NAMES) in out) == (0, True), out + err
     assert service.states()[State.DONE] == len(NAMES)
     service.stop()
     assert counts(sync("landing")[1]) == {"skipped": len(NAMES)}

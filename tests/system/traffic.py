@@ -54,6 +54,12 @@ class Traffic:
         with self._lock:
             return {name: versions[-1] for name, versions in self._landed.items()}
 
+    @property
+    def ever(self) -> set[str]:
+        """SHA-256 of everything that has landed."""
+        with self._lock:
+            return {digest for versions in self._landed.values() for digest in versions}
+
 
 Seen = tuple[str, str, Callable[[], str]]
 """A name (WATCH/NAME), what tells this copy of it from another, and a function that gives its SHA-256 when expanded,

@@ -176,7 +176,8 @@ class Directory:
                 raise self.taken(stored.key)
             yield self._pieces(descriptor, stored)
         finally:
-            os.close(descriptor)
+            with suppress(OSError):  # says nothing about what was read
+                os.close(descriptor)
 
     def _pieces(self, descriptor: int, stored: Stored) -> Iterator[bytes]:
         size, digest = 0, hashlib.sha256()

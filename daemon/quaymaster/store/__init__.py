@@ -27,6 +27,8 @@ from quaymaster.store.salvage import Salvaged, salvage
 __all__ = ["Copy", "Delivery", "Entry", "Filter", "Head", "Outcome", "Place", "Row", "Selection", "Store"]
 
 HEAD_FILE = "custody-head"
+_SET_BACK = 1.0
+"""Seconds by which the wall clock falls behind the monotonic one when it is said to have been set back."""
 
 
 class Store:
@@ -39,6 +41,7 @@ class Store:
         create: bool = False,
         accept_loss: bool = False,
         clock: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         """Raises StoreError. ``create`` is for the service; commands open only what is there. The service does not go
         on with a database that is gone or older than it was (StoreLost), unless ``accept_loss``."""
@@ -49,7 +52,8 @@ class Store:
         if create and not accept_loss and noted and not os.path.exists(self.path):
             raise _lost(f"The database {self.path} is gone; it held {noted.seq:,} entries of the custody log")
         self._db = Database(directory, create=create)
-        self._clock = clock
+        self._clock, self._monotonic = clock, monotonic
+        self._ahead = float("inf")  # unknown: it may have been set back while nobody looked
         self._keeps_head = create
         if create and not accept_loss and (fault := self.noted_fault()):
             self._db.close()
@@ -112,9 +116,18 @@ class Store:
 
     def claim(self, limit: int, watches: Sequence[str] = ()) -> list[Job]:
         """Take up to ``limit`` jobs to run, fairly between the watches (only the named ones, when any is)."""
+        self._heed_clock()
         with self._db.read() as t:
             idle = not jobs.ready(t, self._clock())
         return [] if idle else self._db.write(lambda t: jobs.claim(t, limit, self._clock(), watches=watches))
+
+    def _heed_clock(self) -> None:
+        """Nobody waits for a time that a wall clock has come from."""
+        ahead = self._clock() - self._monotonic()
+        if ahead < self._ahead - _SET_BACK:
+            self._db.write(lambda t: jobs.wake_from_future(t, self._clock()))
+            self._ahead = ahead
+        self._ahead = max(self._ahead, ahead)
 
     def checkpoint(self, job: Job, stage: Stage, left: Mapping[str, Any] | None = None) -> None:
         self._db.write(lambda t: jobs.checkpoint(t, job.id, stage, left))

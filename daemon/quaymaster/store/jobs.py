@@ -164,10 +164,6 @@ def claim(t: Transaction, limit: int, now: float, *, watches: Sequence[str] = ()
     A newer version of a file waits until the older one has run: which copy it replaces is known only then.
     """
     t.execute("UPDATE jobs SET state = 'queued', retry_at = NULL WHERE state = 'waiting' AND retry_at <= ?", (now,))
-    if _clock_was_set_back(t, now):
-        t.execute(
-            "UPDATE jobs SET state = 'queued', retry_at = NULL WHERE state = 'waiting' AND started_at > ?", (now,)
-        )
     queues = [
         [
             row[0]
@@ -212,13 +208,13 @@ def ready(t: Transaction, now: float) -> bool:
         " OR EXISTS (SELECT 1 FROM jobs WHERE state = 'waiting' AND retry_at <= ?)",
         (now,),
     ).fetchone()
-    return bool(row[0]) or _clock_was_set_back(t, now)
+    return bool(row[0])
 
 
-def _clock_was_set_back(t: Transaction, now: float) -> bool:
-    """Whether the job that waits longest began in what is the future now: it would wait until that time is back."""
-    row = t.execute("SELECT started_at FROM jobs WHERE state = 'waiting' ORDER BY retry_at DESC LIMIT 1").fetchone()
-    return row is not None and row[0] is not None and float(row[0]) > now
+def wake_from_future(t: Transaction, now: float) -> None:
+    """After the clock was set back: jobs that began in what is the future now would wait until that time is back.
+    Looks at every job that waits."""
+    t.execute("UPDATE jobs SET state = 'queued', retry_at = NULL WHERE state = 'waiting' AND started_at > ?", (now,))
 
 
 def next_retry(t: Transaction) -> float | None:

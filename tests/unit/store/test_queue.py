@@ -18,11 +18,21 @@ from quaymaster.store import Filter, Store
 
 
 class Clock:
+    """A wall clock at ``now``; the monotonic one goes on when it is set."""
+
     def __init__(self) -> None:
         self.now = 1000.0
+        self.set_by = 0.0
 
     def __call__(self) -> float:
         return self.now
+
+    def monotonic(self) -> float:
+        return self.now - self.set_by
+
+    def set(self, seconds: float) -> None:
+        self.now += seconds
+        self.set_by += seconds
 
 
 @pytest.fixture
@@ -32,7 +42,7 @@ def clock() -> Clock:
 
 @pytest.fixture
 def store(tmp_path: Path, clock: Clock) -> Iterator[Store]:
-    store = Store(str(tmp_path), create=True, clock=clock)
+    store = Store(str(tmp_path), create=True, clock=clock, monotonic=clock.monotonic)
     yield store
     store.close()
 
@@ -81,6 +91,36 @@ def test_only_jobs_that_were_killed_while_they_published_are_looked_after(store:
     assert store.unrecorded(version(b"other")) == []
     store.forget_publication(found)
     assert store.unrecorded(version(mtime_ns=9)) == []
+
+
+def test_an_older_job_of_the_same_file_that_failed_while_it_published_is_looked_after(store: Store) -> None:
+    """It had failed when the newer version was queued already, so that nothing superseded it."""
+    for number, state in enumerate((State.WAITING, State.PARKED)):
+        path = b"%d" % number
+        store.enqueue([version(path)])
+        (older,) = store.claim(1)
+        store.checkpoint(older, Stage.PUBLISH, {"publishing": {"keys": {}}})
+        store.enqueue([version(path, mtime_ns=6)])
+        store.fail(older, state, "unreachable", "no", retry_at=1e9 if state is State.WAITING else None)
+        assert store.unrecorded(version(path, mtime_ns=6)) == [], "while no newer one runs, it runs again itself"
+        (newer,) = store.claim(1)
+        (found,) = store.unrecorded(newer.version)
+        assert found.id == older.id
+        store.forget_publication(found)
+        (over,) = store.jobs(Filter(ids=(older.id,)))
+        assert (over.state, over.retry_at, over.checkpoint) == (State.SUPERSEDED, None, {})
+        assert store.unrecorded(newer.version) == []
+        assert store.jobs(Filter(ids=(newer.id,)))[0].state is State.RUNNING
+
+
+def test_a_newer_job_is_no_older_publication(store: Store) -> None:
+    """The one that runs looks back only: a later version replaces what it is going to put there."""
+    store.enqueue([version()])
+    (running,) = store.claim(1)
+    store.enqueue([version(mtime_ns=6)])
+    newer = store.jobs(Filter(states=(State.QUEUED,)))[0]
+    store.checkpoint(newer, Stage.PUBLISH, {"publishing": {"keys": {}}})
+    assert store.unrecorded(running.version) == []
 
 
 def test_a_version_that_was_delivered_is_not_queued_again(store: Store) -> None:
@@ -165,6 +205,42 @@ def test_a_failed_job_waits_until_its_time_and_keeps_its_checkpoint(store: Store
     clock.now = 1010.0
     (again,) = store.claim(1)
     assert (again.attempts, again.strikes, again.checkpoint) == (1, 0, {"staged_sha256": "ab"})
+
+
+def waiting_and_postponed(store: Store, clock: Clock) -> None:
+    """Job 1 waits a month before its source is disposed of, since yesterday; job 2 has just failed."""
+    store.enqueue([version()])
+    (delivered,) = store.claim(1)
+    store.postpone(delivered, clock.now + 30 * 86_400)
+    clock.now += 86_400
+    store.enqueue([version(b"b", inode=2)])
+    (failed,) = store.claim(1)
+    store.fail(failed, State.WAITING, "unreachable", "no answer", retry_at=clock.now + 10)
+    assert store.claim(2) == []
+
+
+def test_after_the_clock_was_set_back_a_failed_job_waits_for_no_past_time(store: Store, clock: Clock) -> None:
+    """Also while another one waits for longer, from before."""
+    waiting_and_postponed(store, clock)
+    clock.set(-7200)
+    assert [job.id for job in store.claim(2)] == [2]
+    assert [job.state for job in store.jobs(Filter())] == [State.WAITING, State.RUNNING]
+
+
+def test_a_clock_that_was_set_back_while_nothing_ran_is_noticed_too(store: Store, clock: Clock, tmp_path: Path) -> None:
+    waiting_and_postponed(store, clock)
+    store.close()
+    clock.set(-7200)
+    again = Store(str(tmp_path), create=True, clock=clock, monotonic=clock.monotonic)
+    assert [job.id for job in again.claim(2)] == [2]
+    again.close()
+
+
+def test_a_clock_that_was_not_set_back_wakes_nobody(store: Store, clock: Clock) -> None:
+    waiting_and_postponed(store, clock)
+    for seconds in (0.5, -0.5, 5):  # 5 s after they were queued, and adjusted a little
+        clock.set(seconds)
+        assert store.claim(2) == []
 
 
 def test_a_parked_job_stays_listed_until_an_operator_decides(store: Store, clock: Clock) -> None:
