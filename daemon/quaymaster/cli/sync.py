@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from quaymaster.config import Config
     from quaymaster.intake.survey import Narrow
     from quaymaster.service.bare import Pair
+    from quaymaster.service.quick import Note
     from quaymaster.service.summary import Moment, Summary
 
 _TOLD = 1000
@@ -115,7 +116,7 @@ def command(session: Session, **given: Any) -> int:
     options = Options(**given)
     if (summary := _quick_answer(session, options)) is not None:
         return _sum_up(session, summary)
-    config = _config(session, options)
+    config = _config_to_look(session, options) or _config(session, options)
     from quaymaster.service.summary import Wanted
     from quaymaster.service.sync import Sync
 
@@ -168,10 +169,26 @@ def _quick_answer(session: Session, options: Options) -> Summary | None:
     from quaymaster.service import quick
 
     place, key = _note_of(session, options)
-    note = quick.read(place, key)
-    if note is None or (options.places and not options.bare and options.places[0] not in note.watches):
+    note = _known(quick.read(place, key), options)
+    return quick.unchanged(note, _narrowed(list(note.watches), options)) if note else None
+
+
+def _config_to_look(session: Session, options: Options) -> Config | None:
+    """For a dry run, which is over before the models that check a configuration are there."""
+    if not options.dry_run or options.workers:
         return None
-    return quick.unchanged(note, _narrowed(list(note.watches), options))
+    from quaymaster.service import bare, quick
+
+    if options.bare:
+        return bare.to_look(_pair(options), os.environ)
+    note = _known(quick.read(*_note_of(session, options)), options)
+    return note.config() if note else None
+
+
+def _known(note: Note | None, options: Options) -> Note | None:
+    """The note, if it speaks of what is asked for."""
+    named = options.places[0] if options.places and not options.bare else ""
+    return None if note is None or (named and named not in note.watches) else note
 
 
 def _note(session: Session, options: Options, config: Config) -> None:
@@ -316,9 +333,8 @@ def _sum_up(session: Session, summary: Summary) -> int:
     else:
         for failure in summary.failures[:_TOLD]:
             print(show.plain(f"FAILED: {_with_path(failure.path, failure.text)}"), file=sys.stderr)
-        for step in summary.steps:
-            print(show.plain(f"would {step.what} {step.path} ({show.size(step.size)})"))
-        print("\n".join(_lines(summary)))
+        steps = [f"would {step.what} {show.plain(step.path)} ({show.size(step.size)})" for step in summary.steps]
+        print("\n".join(steps + _lines(summary)))
     return 3 if integrity else 1 if summary.partial else 0
 
 
