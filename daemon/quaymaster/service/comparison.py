@@ -52,6 +52,9 @@ class Verdicts:
     older: list[Proof] = field(default_factory=list)
     """Of earlier versions that the ledger did not know."""
     conflicts: list[tuple[FileVersion, str]] = field(default_factory=list)
+    unseen: dict[str, TransferError] = field(default_factory=dict)
+    """Destinations that could not be looked at, and why. Files that only look to be missing there are sent, which never
+    overwrites; who only looks learns nothing of them."""
 
 
 @dataclass(slots=True)
@@ -89,7 +92,9 @@ class Comparison:
         found = [(version, keys_of(version.path)) for version in versions]
         shared = {key for _, names in found for key in names}
         for name in self.watch.destinations:
-            self._look(name, shared)
+            self._look(name, shared, verdicts)
+        if self.only_look and verdicts.unseen:
+            return verdicts
         met: list[tuple[FileVersion, Keys]] = []
         for version, names in found:
             if any(self._present(name, names) for name in self.watch.destinations):
@@ -102,9 +107,12 @@ class Comparison:
             return verdicts
         with threads("compare") as pool:
             compared = pool.map(self._copies, [version for version, _ in met])
-            for done, ((version, names), (proofs, older)) in enumerate(zip(met, compared, strict=True), 1):
+            for done, ((version, names), (proofs, older, asked)) in enumerate(zip(met, compared, strict=True), 1):
                 verdicts.older += older
-                self._judge(version, names, proofs, verdicts)
+                if asked or proofs:
+                    self._judge(version, names, proofs, verdicts)
+                else:  # it may well be the same: whoever sends it finds out, and says what is wrong
+                    verdicts.send.append(version)
                 self.progress(done, len(met))
         return verdicts
 
@@ -113,7 +121,7 @@ class Comparison:
     def _prefix(self) -> str:
         return keys.fixed_prefix(self.watch.key, watch=self.watch.name, host=self.config.service.host)
 
-    def _look(self, name: str, wanted: Collection[str]) -> None:
+    def _look(self, name: str, wanted: Collection[str], verdicts: Verdicts) -> None:
         destination = self.destinations[name]
         beside = name in self._beside
         found: dict[str, Stored] = {}
@@ -125,16 +133,25 @@ class Comparison:
                 listing = self._begun.get(name) or destination.listing(self._prefix())
                 found = {stored.key: stored for stored in listing if stored.key in wanted}
         except TransferError as error:
-            self.tell(f"destination {name} cannot be looked at, so nothing there is recognised: {error}")
+            found = {}  # half a listing is none
+            verdicts.unseen[name] = error
         self._listed[name] = found
         ours = self.store.copies_by_key(name, list(found)) if self.store and found else {}
         self._ours[name] = frozenset(ours)
 
     def _look_up(self, destination: Destination, wanted: Collection[str], found: dict[str, Stored]) -> None:
         with threads("look") as pool:
-            for key, stored in zip(wanted, pool.map(lambda key: _stat(destination, key), wanted), strict=True):
+            for key, stored in zip(wanted, pool.map(lambda key: self._stat(destination, key), wanted), strict=True):
                 if stored is not None:
                     found[key] = stored
+
+    def _stat(self, destination: Destination, key: str) -> Stored | None:
+        try:
+            return destination.stat(key)
+        except TransferError:
+            if self.only_look:
+                raise
+            return None  # what is wrong with it is found out, and told, when the file is sent
 
     def _present(self, name: str, names: Keys) -> list[tuple[Compression, Stored]]:
         """What is at a destination under the file's keys, and was not put there by us as far as the ledger knows."""
@@ -171,10 +188,11 @@ class Comparison:
             return False
         return compression in (Compression.NONE, self._format) and stored.mtime >= version.identity.mtime_ns // 10**9
 
-    def _copies(self, version: FileVersion) -> tuple[list[Proof], list[Proof]]:
+    def _copies(self, version: FileVersion) -> tuple[list[Proof], list[Proof], bool]:
+        """Proofs of this version and of older ones, and whether every destination could be asked."""
         from quaymaster.pipeline.adopt import Shelf, copies  # with the codecs, which nobody needs who only looks
 
-        proofs, older = [], []
+        proofs, older, asked = [], [], True
         for name in self.watch.destinations:
             listed, beside = self._listed[name], name in self._beside
             wanted = [c for c in Compression if c is not Compression.NONE or not beside]
@@ -186,10 +204,11 @@ class Comparison:
                 )
             except TransferError as error:
                 self.tell(f"{self.root.shown(version.path)} could not be compared at {name}: {error}")
+                asked = False
                 continue
             older += before
             proofs += [proof] if proof else []
-        return proofs, older
+        return proofs, older, asked
 
     def _judge(self, version: FileVersion, names: Keys, proofs: list[Proof], verdicts: Verdicts) -> None:
         if len(proofs) == len(self.watch.destinations):
@@ -232,10 +251,3 @@ def threads(name: str) -> Iterator[ThreadPoolExecutor]:
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-
-
-def _stat(destination: Destination, key: str) -> Stored | None:
-    try:
-        return destination.stat(key)
-    except TransferError:
-        return None  # what is wrong with it is found out, and told, when the file is sent

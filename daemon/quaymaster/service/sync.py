@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 _BATCH = 5_000
 """Files put into the queue in one commit."""
 _IDS = 500
+_ADOPTED = 500
+"""Files recorded in one commit: more would keep the service's own writes waiting."""
 _BEGINS = 20.0
 """Seconds that another process may take from the lock to its database."""
 
@@ -69,6 +71,8 @@ class Sync:
         began, since = self.monotonic(), self.clock()
         ignore_lease_breaks()
         with self._state() as (store, lock), self._closed_at_the_end():
+            for stray in self.wanted.strays:
+                self.summary.fail(stray.path, stray.code, stray.text)
             for name, narrow in self.wanted.watches.items():
                 self._survey(store, self.config.watches[name], narrow)
             if not self.wanted.dry_run and store is not None:
@@ -220,6 +224,11 @@ class Sync:
         began = self.monotonic()
         root = survey.root
         verdicts = self._verdicts(store, watch, root, fresh)
+        for name, error in verdicts.unseen.items():
+            if self.wanted.dry_run:
+                self.summary.fail(f"destination {name}", error.code, f"destination {name} cannot be looked at: {error}")
+            else:
+                self.tell(f"destination {name} cannot be looked at, so nothing there is recognised: {error}")
         if self._only_listed:
             self._only_whole(watch, survey, verdicts)
         if self.wanted.dry_run:
@@ -275,17 +284,11 @@ class Sync:
 
     def _adopt(self, store: Store, watch: Watch, verdicts: Verdicts) -> None:
         """Into the ledger. A file that is not everywhere yet, or of whose source something is to become, is queued."""
-        from quaymaster.service.comparison import threads
-
         same = set(verdicts.same)
-
-        def record(version: FileVersion, proofs: list[Proof]) -> None:
-            store.adopt(version, proofs, here=version not in same or watch.after != "keep")
-
-        for proof in verdicts.older:
-            store.adopt(proof.version, [proof], here=False)
-        with threads("adopt") as pool:  # the store commits together what comes together
-            list(pool.map(lambda found: record(*found), verdicts.adopted))
+        found: list[tuple[FileVersion, Sequence[Proof], bool]] = [(p.version, [p], False) for p in verdicts.older]
+        found += [(v, proofs, v not in same or watch.after != "keep") for v, proofs in verdicts.adopted]
+        for start in range(0, len(found), _ADOPTED):
+            store.adopt_all(found[start : start + _ADOPTED])
         if watch.after != "keep":
             self._send += verdicts.same
             self._complete |= same
