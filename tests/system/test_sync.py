@@ -11,6 +11,7 @@ import shutil
 import signal
 import sqlite3
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
@@ -22,7 +23,7 @@ import pytest
 from quaymaster.model import State
 from quaymaster.service.lock import Lock
 from quaymaster.store.db import FILE_NAME
-from servers.faultproxy import FaultProxy, Response
+from servers.faultproxy import FaultProxy, Request, Response, flip
 from system.bucket import Bucket
 from system.conftest import Home, quoted
 from system.service import COMMAND, Service, until
@@ -367,6 +368,162 @@ def test_wrong_calls_say_what_is_wrong(home: Home, sync: Pass) -> None:
     ]:
         code, _, err = sync.text(*arguments)
         assert (code, said in err, "Traceback" in err) == (2, True, False), (arguments, err)
+
+
+def test_bytes_that_arrive_as_others_end_with_their_own_status(home: Home, sync: Pass, bucket: Bucket) -> None:
+    land(home, {b"good": b"1" * 1_000, b"damaged": b"2" * 1_000})
+
+    def damage(request: Request) -> None:
+        request.body = flip(request.body)
+
+    with FaultProxy(bucket.endpoint) as proxy:
+        sync.configure(setting(home, "", bucket.destination(more=f"endpoint_url = {quoted(proxy.endpoint)}")))
+        proxy.inject("PutObject", request=damage, times=99, only=lambda r: r.path.endswith("/damaged"))
+        code, found = sync("landing")
+    assert (code, counts(found)) == (3, {"sent": 1, "failed": 1})
+    assert found["failures"][0]["code"] == "integrity"
+    assert sorted(bucket.objects()) == ["good"]
+
+
+DENIED = Response(403, {"Content-Type": "application/xml"}, b"<Error><Code>AccessDenied</Code></Error>")
+
+
+def test_objects_that_may_not_be_looked_at_fail_alone_and_are_no_conflict(
+    home: Home, sync: Pass, bucket: Bucket
+) -> None:
+    contents = {f"{n:02}".encode(): b"%02d" % n * 50 for n in range(40)}
+    land(home, contents)
+    for name, content in contents.items():
+        bucket.client.put_object(Bucket=bucket.name, Key=bucket.prefix + name.decode(), Body=content)
+    with FaultProxy(bucket.endpoint) as proxy:
+        sync.configure(setting(home, "", bucket.destination(more=f"endpoint_url = {quoted(proxy.endpoint)}")))
+        proxy.inject("HeadObject", request=lambda _: DENIED, times=9999, only=lambda r: r.path.endswith("/07"))
+        code, found = sync("landing")
+        assert (code, counts(found)) == (1, {"adopted": 39, "failed": 1})
+        assert found["failures"][0]["code"] == "permission-denied", "nobody knows whether it is another one"
+        proxy.clear()
+        code, found = sync("landing")
+        assert (code, found["failed"], found["skipped"]) == (0, 0, 39), "recognised by who sends it"
+    assert {name: bucket.content(name.decode()) for name in contents} == contents
+
+
+@pytest.mark.parametrize("files", [3, 40])
+def test_a_prefix_that_may_not_be_listed_is_never_an_empty_one(
+    home: Home, sync: Pass, bucket: Bucket, files: int
+) -> None:
+    """Few files are asked about one by one, many by a listing."""
+    contents = {f"{n:02}".encode(): b"%02d" % n * 50 for n in range(files)}
+    land(home, contents)
+    for name, content in contents.items():
+        bucket.client.put_object(Bucket=bucket.name, Key=bucket.prefix + name.decode(), Body=content)
+    before = bucket.objects()
+    with FaultProxy(bucket.endpoint) as proxy:
+        sync.configure(setting(home, "", bucket.destination(more=f"endpoint_url = {quoted(proxy.endpoint)}")))
+        looks = ("HeadObject",) if files == 3 else ("GetObject",)
+        for operation in looks:
+            proxy.inject(operation, request=lambda _: DENIED, times=9999, only=lambda r: "versioning" not in r.query)
+        code, found = sync("landing", "--dry-run")
+        assert (code, counts(found), found["steps"]) == (1, {"failed": 1}, [])
+        assert "archive cannot be looked at" in found["failures"][0]["text"]
+        sync("landing")
+    assert bucket.objects() == before
+    assert {name: bucket.content(name.decode()) for name in contents} == contents
+
+
+def test_a_watch_that_goes_away_in_the_middle_fails_and_the_rest_goes_when_it_is_back(
+    home: Home, sync: Pass, bucket: Bucket
+) -> None:
+    contents = {f"{n:02}.bin".encode(): random.Random(n).randbytes(200_000) for n in range(30)}
+    land(home, contents)
+    away = home.folder / "elsewhere"
+    gone: list[str] = []
+
+    def go(request: Request) -> None:
+        if not gone:
+            gone.append(request.path)
+            home.landing.rename(away)
+
+    with FaultProxy(bucket.endpoint) as proxy:
+        sync.configure(setting(home, "", bucket.destination(more=f"endpoint_url = {quoted(proxy.endpoint)}")))
+        proxy.inject("PutObject", request=go, times=99, only=lambda r: "/.quaymaster-" not in r.path)
+        code, found = sync("landing", "--workers", "2")
+    assert (code, found["sent"] + found["failed"]) == (1, len(contents)), found["failures"][:3]
+    assert {failure["code"] for failure in found["failures"]} <= {"source-unavailable", "source-vanished"}
+    assert found["failed"] >= len(contents) - 6
+    away.rename(home.landing)
+    sync.configure(setting(home, "", bucket.destination()))
+    code, after = sync("landing")
+    assert (code, after["failed"]) == (0, 0)
+    assert {key: bucket.content(key) for key in bucket.objects()} == {n.decode(): c for n, c in contents.items()}
+
+
+def test_copies_beside_their_sources_are_made_once_and_recognised_without_the_ledger(home: Home, sync: Pass) -> None:
+    more = 'compress = { format = "zstd", level = 1, min_size = "4KiB" }'
+    beside = '[destination.archive]\ntype = "beside"\n'
+    contents = {f"run/{n:02}.fastq".encode(): b"ACGT" * 5_000 + b"%d" % n for n in range(40)} | {b"small": b"x"}
+    land(home, contents)
+    sync.configure(setting(home, more, beside))
+    code, found = sync("landing", "--dry-run")
+    assert (code, len(found["steps"])) == (0, len(contents))
+    code, found = sync("landing")
+    assert (code, counts(found)) == (0, {"sent": 40, "left": 1})
+    names = sorted(path.name for path in (home.landing / "run").iterdir())
+    assert names == sorted(f"{n:02}.fastq{end}" for n in range(40) for end in ("", ".zst"))
+    assert counts(sync("landing")[1]) == {"skipped": len(contents) + 40}
+    shutil.rmtree(home.folder / "state")
+    for path in (home.landing / "run").iterdir():
+        old(path)
+    code, found = sync("landing")
+    assert found["adopted"] == 40, counts(found)
+    assert sorted(path.name for path in (home.landing / "run").iterdir())[:2] == ["00.fastq", "00.fastq.zst"]
+    assert {os.fsencode(path.name): path.read_bytes() for path in home.landing.glob("small*")} == {b"small": b"x"}
+
+
+@pytest.mark.parametrize("days", [2, -2])
+def test_a_clock_that_is_days_off_neither_sends_again_nor_leaves_out(home: Home, sync: Pass, days: int) -> None:
+    land(home, odd())
+    sync.configure(setting(home))
+    clock = home.folder / "clock"
+
+    def at(offset: float) -> tuple[int, dict[str, int]]:
+        clock.write_text(str(offset))
+        tests = str(Path(__file__).parent.parent)
+        done = subprocess.run(
+            [sys.executable, "-m", "system.clock_jumps", str(clock), "sync", "landing", "--json"],
+            env=sync.environment | {"QUAYMASTER_CONFIG": str(sync.config), "PYTHONPATH": tests},
+            capture_output=True, timeout=120, check=False,
+        )  # fmt: skip
+        assert b"Traceback" not in done.stderr, done.stderr
+        return done.returncode, counts(json.loads(done.stdout))
+
+    assert at(days * 86_400) == (0, {"sent": len(NAMES)})
+    assert at(0) == (0, {"skipped": len(NAMES)})
+    assert at(-days * 86_400) == (0, {"skipped": len(NAMES)})
+    old(home.land("plain.bin", b"another"))
+    assert at(-days * 86_400) == (0, {"sent": 1, "skipped": len(NAMES) - 1})
+    shutil.rmtree(home.folder / "state")
+    assert at(days * 86_400) == (0, {"adopted": len(NAMES)})
+    assert home.arrived() == odd() | {b"plain.bin": b"another"}
+
+
+def test_a_listed_path_that_is_under_no_watch_is_one_failure_and_the_others_go(home: Home, sync: Pass) -> None:
+    other = home.folder / "other"
+    other.mkdir()
+    second = f'[watch.second]\npath = {quoted(other)}\ndestinations = ["archive"]\nsettle = "0.4s"\n'
+    sync.configure(setting(home) + second)
+    land(home, {b"good": b"1"})
+    listed = [os.fsencode(home.landing) + b"/good", b"/nowhere/new\nline\xff", os.fsencode(other) + b"/there"]
+    old_one = other / "there"
+    old_one.write_bytes(b"2")
+    old(old_one)
+    code, found = sync("landing", "--files-from", "-", "-0", given=b"\0".join(listed))
+    assert (code, counts(found)) == (1, {"sent": 1, "failed": 2})
+    assert {failure["code"] for failure in found["failures"]} == {"not-watched"}
+    assert "is under no watch" in found["failures"][0]["text"]
+    assert "is not in watch landing" in found["failures"][1]["text"]
+    code, found = sync("--files-from", "-", "-0", given=b"\0".join(listed))
+    assert (code, counts(found)) == (1, {"sent": 1, "skipped": 1, "failed": 1})
+    assert sorted(home.arrived()) == [b"good", b"second/there"]
 
 
 # -- at the same time --

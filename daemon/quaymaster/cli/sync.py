@@ -15,13 +15,15 @@ import click
 from quaymaster.cli import show
 from quaymaster.cli.progress import Progress
 from quaymaster.cli.session import Session, in_session
-from quaymaster.errors import IntegrityError, UsageError
+from quaymaster.errors import IntegrityError, QuaymasterError, UsageError
+from quaymaster.model import shown
 
 if TYPE_CHECKING:
     from quaymaster.config import Config
     from quaymaster.intake.survey import Narrow
     from quaymaster.service.bare import Pair
-    from quaymaster.service.summary import Moment, Summary
+    from quaymaster.service.quick import Note
+    from quaymaster.service.summary import Failure, Moment, Summary
 
 _TOLD = 1000
 """Failures that are named; more would bury the summary."""
@@ -115,11 +117,12 @@ def command(session: Session, **given: Any) -> int:
     options = Options(**given)
     if (summary := _quick_answer(session, options)) is not None:
         return _sum_up(session, summary)
-    config = _config(session, options)
+    config = _config_to_look(session, options) or _config(session, options)
     from quaymaster.service.summary import Wanted
     from quaymaster.service.sync import Sync
 
-    wanted = Wanted(_scope(config, options), options.dry_run, options.force, options.patience)
+    scope, strays = _scope(config, options)
+    wanted = Wanted(scope, options.dry_run, options.force, options.patience, strays)
     progress = Progress(sys.stderr, quiet=options.quiet)
 
     def tell(line: str) -> None:
@@ -168,10 +171,26 @@ def _quick_answer(session: Session, options: Options) -> Summary | None:
     from quaymaster.service import quick
 
     place, key = _note_of(session, options)
-    note = quick.read(place, key)
-    if note is None or (options.places and not options.bare and options.places[0] not in note.watches):
+    note = _known(quick.read(place, key), options)
+    return quick.unchanged(note, _narrowed(list(note.watches), options)) if note else None
+
+
+def _config_to_look(session: Session, options: Options) -> Config | None:
+    """For a dry run, which is over before the models that check a configuration are there."""
+    if not options.dry_run or options.workers:
         return None
-    return quick.unchanged(note, _narrowed(list(note.watches), options))
+    from quaymaster.service import bare, quick
+
+    if options.bare:
+        return bare.to_look(_pair(options), os.environ)
+    note = _known(quick.read(*_note_of(session, options)), options)
+    return note.config() if note else None
+
+
+def _known(note: Note | None, options: Options) -> Note | None:
+    """The note, if it speaks of what is asked for."""
+    named = options.places[0] if options.places and not options.bare else ""
+    return None if note is None or (named and named not in note.watches) else note
 
 
 def _note(session: Session, options: Options, config: Config) -> None:
@@ -215,20 +234,23 @@ def _refuse_bare_options(options: Options) -> None:
             )
 
 
-def _scope(config: Config, options: Options) -> dict[str, Narrow]:
+def _scope(config: Config, options: Options) -> tuple[dict[str, Narrow], list[Failure]]:
+    """What is looked at of each watch, and what of the lists is in none of them."""
     from quaymaster.intake.survey import Narrow
 
     narrowed = _narrowed(list(config.watches), options)
     if options.files_from is None and options.dirs_from is None:
-        return narrowed
+        return narrowed, []
     names, types = list(narrowed), next(iter(narrowed.values())).types
-    files = _by_watch(config, names, _listed(options.files_from, options.null))
-    directories = _by_watch(config, names, _listed(options.dirs_from, options.null))
-    return {
+    strays: list[Failure] = []
+    files = _by_watch(config, names, _listed(options.files_from, options.null), strays)
+    directories = _by_watch(config, names, _listed(options.dirs_from, options.null), strays)
+    scope = {
         name: Narrow(files.get(name, ()), directories.get(name, ()), types)
         for name in names
         if name in files or name in directories
     }
+    return scope, strays
 
 
 def _narrowed(watches: list[str], options: Options) -> dict[str, Narrow]:
@@ -259,18 +281,28 @@ def _listed(path: str | None, null: bool) -> list[bytes]:
     return [name for name in content.split(b"\0" if null else b"\n") if name]
 
 
-def _by_watch(config: Config, names: Sequence[str], paths: Iterable[bytes]) -> dict[str, list[bytes]]:
+def _by_watch(
+    config: Config, names: Sequence[str], paths: Iterable[bytes], strays: list[Failure]
+) -> dict[str, list[bytes]]:
     """Watch -> paths in it. A relative one is below the watch when there is just one, else below the working
-    directory."""
+    directory. One that is in none of them is added to ``strays``: the others go on."""
     from quaymaster.cli.locate import locate
+    from quaymaster.service.summary import Failure
 
     base = os.fsencode(config.watches[names[0]].path) if len(names) == 1 else os.getcwdb()
     found: dict[str, list[bytes]] = {}
     for path in paths:
-        place = locate(config, os.path.join(base, path))
-        if place.watch.name not in names:
-            raise UsageError(f"{place.shown} is not in watch {names[0]}", "Leave the name of the watch out")
-        found.setdefault(place.watch.name, []).append(place.path)
+        whole = os.path.join(base, path)
+        try:
+            place = locate(config, whole)
+        except QuaymasterError as error:
+            strays.append(Failure(shown(whole), "not-watched", str(error)))
+            continue
+        if place.watch.name in names:
+            found.setdefault(place.watch.name, []).append(place.path)
+        else:
+            text = f"{place.shown} is not in watch {names[0]}. Leave the name of the watch out"
+            strays.append(Failure(place.shown, "not-watched", text))
     return found
 
 
@@ -316,9 +348,8 @@ def _sum_up(session: Session, summary: Summary) -> int:
     else:
         for failure in summary.failures[:_TOLD]:
             print(show.plain(f"FAILED: {_with_path(failure.path, failure.text)}"), file=sys.stderr)
-        for step in summary.steps:
-            print(show.plain(f"would {step.what} {step.path} ({show.size(step.size)})"))
-        print("\n".join(_lines(summary)))
+        steps = [f"would {step.what} {show.plain(step.path)} ({show.size(step.size)})" for step in summary.steps]
+        print("\n".join(steps + _lines(summary)))
     return 3 if integrity else 1 if summary.partial else 0
 
 

@@ -1,30 +1,39 @@
 """The configuration: TOML files in, one frozen :class:`Config` or every problem at once out (PRODUCT S5).
 
 documents   the files, read and merged, and on which line each key stands (lines)
+values      rules and defaults that a command needs before all of this is there
 schema      what may stand in them (units: sizes and durations; machine: what the defaults of [limits] depend on)
 rules       what tables have to do with each other
 load        all of it, in this order; problems are one line each
 disk        what is configured and is missing on this machine
 credentials the secrets, which stand elsewhere
 show        the effective configuration as TOML and JSON
+
+Each is imported when a name of it is first asked for: checking a configuration takes longer than some commands.
 """
 
-from quaymaster.config.credentials import Credentials, read_credentials
-from quaymaster.config.disk import problems_on_disk
-from quaymaster.config.load import DEFAULT_PATH, load
-from quaymaster.config.schema import (
-    BesideDestination,
-    Compress,
-    Config,
-    Destination,
-    DirectoryDestination,
-    Limits,
-    S3Destination,
-    Service,
-    Verify,
-    Watch,
-)
-from quaymaster.config.show import to_json, to_toml
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from quaymaster.config.credentials import Credentials, read_credentials
+    from quaymaster.config.disk import problems_on_disk
+    from quaymaster.config.load import DEFAULT_PATH, load
+    from quaymaster.config.schema import (
+        BesideDestination,
+        Compress,
+        Config,
+        Destination,
+        DirectoryDestination,
+        Limits,
+        S3Destination,
+        Service,
+        Verify,
+        Watch,
+    )
+    from quaymaster.config.show import to_json, to_toml
 
 __all__ = [
     "DEFAULT_PATH",
@@ -45,3 +54,21 @@ __all__ = [
     "to_json",
     "to_toml",
 ]
+
+_ELSEWHERE = {
+    "load": ("DEFAULT_PATH", "load"),
+    "credentials": ("Credentials", "read_credentials"),
+    "disk": ("problems_on_disk",),
+    "show": ("to_json", "to_toml"),
+}
+"""Which names are not of ``schema``."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    room = next((room for room, names in _ELSEWHERE.items() if name in names), "schema")
+    module = import_module(f"{__name__}.{room}")
+    # All of them at once: the import has put the module "load" where its function is to be.
+    globals().update({each: getattr(module, each) for each in _ELSEWHERE.get(room, (name,))})
+    return globals()[name]

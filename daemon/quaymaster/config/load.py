@@ -26,7 +26,8 @@ from quaymaster.config.schema import (
     Verify,
     Watch,
 )
-from quaymaster.config.units import MIB, quoted
+from quaymaster.config.units import MIB
+from quaymaster.config.values import quoted
 from quaymaster.errors import ConfigError
 
 DEFAULT_PATH = "/etc/quaymaster/quaymaster.toml"

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from quaymaster.config.disk import within
 from quaymaster.config.problems import Problems
 from quaymaster.config.schema import BesideDestination, Destination, DirectoryDestination, Service, Watch
-from quaymaster.config.units import quoted
+from quaymaster.config.values import quoted
 
 RESOLVING = 2.0
 """Seconds for finding where symbolic links lead. A hung network mount must not hold up the start: then the paths count

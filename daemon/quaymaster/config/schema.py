@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import os
 import re
-import socket
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, field_validator, model_validator
 from pydantic_core import core_schema
 
-from quaymaster.config import show
+from quaymaster.config import show, values
 from quaymaster.config.machine import Machine
-from quaymaster.config.units import GIB, MIB, SHORTEST_WAIT, Seconds, Size, quoted
+from quaymaster.config.units import GIB, MIB, SHORTEST_WAIT, Seconds, Size
+from quaymaster.config.values import quoted
 from quaymaster.keys import template_problem
 
 Places = dict[tuple[str, ...], str]
@@ -63,17 +63,10 @@ def _globs(patterns: tuple[str, ...]) -> tuple[str, ...]:
 
 
 _HOST = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,252}")
-_CREDENTIAL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,254}")
-_ACCESS_KEY = re.compile(r"(AKIA|ASIA)[A-Z0-9]{16}")
-_ENDPOINT = re.compile(r"https?://(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9][A-Za-z0-9._-]*)(:[0-9]{1,5})?/?")
 
 AbsolutePath = Annotated[str, AfterValidator(_absolute)]
 Texts = Annotated[tuple[str, ...], Field(strict=False)]  # TOML arrays arrive as lists
 Globs = Annotated[Texts, AfterValidator(_globs)]
-
-
-def _host_name() -> str:
-    return re.sub("[^A-Za-z0-9._-]", "-", socket.gethostname()).lstrip(".-_") or "localhost"
 
 
 class _Table(BaseModel):
@@ -83,7 +76,7 @@ class _Table(BaseModel):
 class Service(_Table):
     state_dir: AbsolutePath = "/var/lib/quaymaster"
     staging_dir: AbsolutePath = "/var/cache/quaymaster"
-    host: str = Field(default_factory=_host_name)
+    host: str = Field(default_factory=values.host_name)
     """What ``{host}`` in a key, and the metadata of objects, call this machine."""
     stop_timeout: Annotated[float, Duration(most=3600)] = 30.0
 
@@ -98,9 +91,9 @@ class Service(_Table):
 class Limits(_Table):
     memory: Annotated[int, Bytes(least=16 * MIB)] = Field(default_factory=lambda: Machine.here().memory // 4)
     """Bytes for all buffers together. In the file also a percentage of the memory that this process may use."""
-    files: int = Field(20, ge=1, le=1000)
+    files: int = Field(values.FILES, ge=1, le=1000)
     """In flight at once."""
-    parts: int = Field(8, ge=1, le=100)
+    parts: int = Field(values.PARTS, ge=1, le=100)
     """In flight at once per file."""
     compress_threads: int = Field(default_factory=lambda: Machine.here().compress_threads, ge=1, le=256)
     staging: Annotated[int | None, Bytes(word="none")] = None
@@ -131,43 +124,28 @@ class S3Destination(_Table):
     """A name for :func:`read_credentials`; None: the AWS chain."""
     ca_bundle: AbsolutePath | None = None
     addressing: Literal["auto", "path", "virtual"] = "auto"
-    part_size: Annotated[int, Bytes(5 * MIB, 5 * GIB)] = 16 * MIB  # S3 user guide, multipart upload limits
+    part_size: Annotated[int, Bytes(5 * MIB, 5 * GIB)] = values.PART_SIZE  # S3 user guide, multipart upload limits
     storage_class: str | None = None
     sse: Literal["AES256", "aws:kms"] | None = None
     sse_kms_key: str | None = None
     tags: dict[str, str] = Field(default_factory=dict)
-    connect_timeout: Annotated[float, Duration(SHORTEST_WAIT, 3600)] = 10.0
-    read_timeout: Annotated[float, Duration(SHORTEST_WAIT, 3600)] = 60.0
+    connect_timeout: Annotated[float, Duration(SHORTEST_WAIT, 3600)] = values.CONNECT_TIMEOUT
+    read_timeout: Annotated[float, Duration(SHORTEST_WAIT, 3600)] = values.READ_TIMEOUT
 
     @field_validator("bucket")
     @classmethod
     def _bucket_name(cls, bucket: str) -> str:
-        if "/" in bucket:
-            raise ValueError(f'{quoted(bucket)} holds "/"; put what follows the bucket\'s name into prefix')
-        # Wider than AWS's own rule: other servers have upper case, underscores and tenants.
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._:-]{1,254}", bucket):
-            raise ValueError(f"{quoted(bucket)} is not a bucket name; use letters, digits, dots and hyphens")
-        return bucket
+        return values.bucket_name(bucket)
 
     @field_validator("prefix")
     @classmethod
     def _clean_prefix(cls, prefix: str) -> str:
-        parts = prefix.removesuffix("/").split("/") if prefix else []
-        if any(part in ("", ".", "..") for part in parts):
-            raise ValueError(f'{quoted(prefix)} begins with "/" or holds "//", "." or ".."; write it like "raw/2024/"')
-        if not prefix.isprintable() or len(prefix.encode()) > 512:
-            raise ValueError("holds control characters or is longer than 512 bytes; shorten it")
-        return prefix
+        return values.clean_prefix(prefix)
 
     @field_validator("endpoint_url")
     @classmethod
     def _plain_endpoint(cls, url: str | None) -> str | None:
-        # Never quoted: what is wrong here may be a password.
-        if url is not None and "@" in url:
-            raise ValueError("holds a user or password; secrets do not belong here: use credentials = NAME")
-        if url is not None and not _ENDPOINT.fullmatch(url):
-            raise ValueError('is not an endpoint; write "https://HOST" or "https://HOST:PORT", without a path')
-        return url
+        return values.plain_endpoint(url)
 
     @field_validator("region", "storage_class", "sse_kms_key")
     @classmethod
@@ -181,13 +159,7 @@ class S3Destination(_Table):
     def _credential_name(cls, name: str | None) -> str | None:
         if name is None:
             return None
-        if _ACCESS_KEY.fullmatch(name):
-            raise ValueError("is an access key itself; secrets do not belong here: write the name of a credential")
-        if name.startswith("/"):
-            return _absolute(name)
-        if not _CREDENTIAL.fullmatch(name):
-            raise ValueError("is not the name of a credential; write a plain name or the absolute path of a file")
-        return name
+        return _absolute(name) if name.startswith("/") else values.credential_name(name)
 
     @field_validator("sse_kms_key")
     @classmethod
@@ -233,7 +205,7 @@ Destination = S3Destination | DirectoryDestination | BesideDestination
 class Compress(_Table):
     format: Literal["zstd", "gzip"]
     level: int = Field(6, ge=1, le=22)
-    min_size: Annotated[int, Bytes()] = 10 * MIB
+    min_size: Annotated[int, Bytes()] = values.MIN_SIZE
     """Bytes. Files of at most this size go as they are."""
     timeout: Annotated[float, Duration(SHORTEST_WAIT)] = 300.0
     """Seconds without progress."""
@@ -259,15 +231,15 @@ class Watch(_Table):
     rescan_interval: Annotated[float, Duration(SHORTEST_WAIT)] = 900.0
     settle: Annotated[float | None, Duration(word="auto")] = None
     """Seconds without change. None: 5 on local, 90 on network file systems."""
-    settle_closed: Annotated[float, Duration()] = 1.0
+    settle_closed: Annotated[float, Duration()] = values.SETTLE_CLOSED
     """Seconds without change, when the file is known to be closed."""
-    settle_per_gib: Annotated[float, Duration()] = 0.0
+    settle_per_gib: Annotated[float, Duration()] = values.SETTLE_PER_GIB
     """Seconds more for each GiB of the file."""
     marker: str | None = None
     """Name of the file that says "this directory is complete"."""
     sentinel: str | None = None
     """Name of a file that is there as long as the right file system is; a relative path."""
-    hang_after: Annotated[float, Duration(SHORTEST_WAIT, 3600)] = 30.0
+    hang_after: Annotated[float, Duration(SHORTEST_WAIT, 3600)] = values.HANG_AFTER
     """Seconds without an answer from the file system, after which the watch counts as away."""
     fetchers: int = Field(1, ge=1, le=64)
     """Files at once that are copied to local staging, or read where nothing is staged, from a network file system."""

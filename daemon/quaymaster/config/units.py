@@ -10,6 +10,8 @@ import re
 from dataclasses import dataclass
 from decimal import Decimal
 
+from quaymaster.config.values import quoted
+
 KIB, MIB, GIB, TIB = 1 << 10, 1 << 20, 1 << 30, 1 << 40
 
 SIZES = {
@@ -46,12 +48,6 @@ def _split(text: str, units: dict[str, int] | dict[str, Decimal], example: str) 
             raise ValueError(f"{quoted(text)} has no unit; write {example}")
         raise ValueError(f"{quoted(text)} has an unknown unit; the units are {', '.join(units)}")
     return Decimal(number), unit
-
-
-def quoted(text: str) -> str:
-    """A value for a message: on one line, not too long, in double quotes."""
-    text = text if len(text) <= 60 else text[:57] + "..."
-    return '"' + "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text) + '"'
 
 
 def size(value: object) -> int:

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, TypeVar
 
 from quaymaster.errors import SourceRefused, SourceUnavailable, StoreError
 from quaymaster.intake.mounts import Ground, unusable
-from quaymaster.intake.observe import Looks, leases_are_safe, listed_identity
+from quaymaster.intake.observe import Looks, listed_identity, policy_for
 from quaymaster.intake.scan import BATCH, Found, Rules, Tally, batches, has_marker
-from quaymaster.intake.settle import Gone, Hint, Policy, Ready, Settler
+from quaymaster.intake.settle import Gone, Hint, Ready, Settler
 from quaymaster.intake.watch import Inotify, WatchLimit
 from quaymaster.model import Emit, Event, FileVersion, Identity, Level
 from quaymaster.source import Root
@@ -480,11 +480,3 @@ class Attendance:
 
     def _say(self, kind: str, level: Level, message: str, path: bytes = b"") -> None:
         self._emit(Event(kind, message, level, watch=self._watch.name, path=path))
-
-
-def policy_for(watch: Watch, ground: Ground) -> Policy:
-    """Settle times of a watch where it stands. On network filesystems a file that is being written may seem to stand
-    still for 35 s, hence 90 (PRODUCT W4)."""
-    settle = watch.settle if watch.settle is not None else (90.0 if ground.network else 5.0)
-    leases = ground.inotify and not ground.network and leases_are_safe()
-    return Policy(settle, watch.settle_closed, watch.settle_per_gib, leases)

@@ -9,10 +9,15 @@ import errno
 import fcntl
 import os
 import signal
+from typing import TYPE_CHECKING
 
-from quaymaster.intake.settle import Observation, Writer
+from quaymaster.intake.mounts import Ground
+from quaymaster.intake.settle import Observation, Policy, Writer
 from quaymaster.model import Identity
 from quaymaster.source import Root, identity_of
+
+if TYPE_CHECKING:
+    from quaymaster.config import Watch
 
 
 def ignore_lease_breaks() -> None:
@@ -26,6 +31,14 @@ def ignore_lease_breaks() -> None:
 
 def leases_are_safe() -> bool:
     return signal.getsignal(signal.SIGIO) is not signal.SIG_DFL
+
+
+def policy_for(watch: Watch, ground: Ground) -> Policy:
+    """Settle times of a watch where it stands. On network filesystems a file that is being written may seem to stand
+    still for 35 s, hence 90 (PRODUCT W4)."""
+    settle = watch.settle if watch.settle is not None else (90.0 if ground.network else 5.0)
+    leases = ground.inotify and not ground.network and leases_are_safe()
+    return Policy(settle, watch.settle_closed, watch.settle_per_gib, leases)
 
 
 class Looks:

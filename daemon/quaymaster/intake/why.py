@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from quaymaster.errors import SourceRefused, SourceUnavailable
-from quaymaster.intake.attend import Known, policy_for
+from quaymaster.intake.attend import Known
 from quaymaster.intake.mounts import Ground, read_mountinfo, survey
-from quaymaster.intake.observe import Looks, ignore_lease_breaks
+from quaymaster.intake.observe import Looks, ignore_lease_breaks, policy_for
 from quaymaster.intake.scan import Rules, has_marker
 from quaymaster.intake.settle import Observation, Policy, Writer
 from quaymaster.model import Identity, shown

@@ -11,8 +11,9 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from quaymaster.config import values
 from quaymaster.errors import UsageError
 from quaymaster.model import shown
 
@@ -48,10 +49,7 @@ def config(pair: Pair, environ: Mapping[str, str]) -> Config:
 
     directory = os.path.realpath(pair.directory)
     target = pair.real_target
-    if not os.path.isdir(directory):
-        raise UsageError(f"{_text(pair.directory)} is no directory", "Name the directory that is to be sent")
-    if not pair.in_bucket:
-        _check_target(pair, directory, target)
+    _check(pair, directory, target)
     state = state_directory(pair, environ)
     try:
         return Config(
@@ -62,7 +60,44 @@ def config(pair: Pair, environ: Mapping[str, str]) -> Config:
             compression_disabled=_is_true(environ.get("QUAYMASTER_DISABLE_COMPRESSION", "")),
         )
     except ValueError as error:  # of a model: what was given cannot be such a value
-        raise UsageError(f"{_text(pair.directory)} cannot be sent to {_text(pair.target)}: {_said(error)}") from None
+        raise _unusable(pair, error) from None
+
+
+def to_look(pair: Pair, environ: Mapping[str, str]) -> Config:
+    """The same for a pass that only looks, without the models that check a configuration; what is given is held to the
+    same rules. Raises UsageError."""
+    from quaymaster.service.quick import Note
+
+    directory, target, state = os.path.realpath(pair.directory), pair.real_target, state_directory(pair, environ)
+    _check(pair, directory, target)
+    try:
+        where = _bucket(pair) if pair.in_bucket else {"name": DESTINATION, "type": "directory", "path": target}
+    except ValueError as error:
+        raise _unusable(pair, error) from None
+    compress = None if pair.compress == "none" else {"format": pair.compress, "min_size": values.MIN_SIZE}
+    watch = {
+        "name": WATCH, "path": directory, "destinations": (DESTINATION,), "key": "{path}", "compress": compress,
+        "ignored": _without(directory, state), "include": (), "exclude": (), "marker": None, "sentinel": None,
+        "hang_after": values.HANG_AFTER, "hard_links": False, "after": "keep", "settle": None,
+        "settle_closed": values.SETTLE_CLOSED, "settle_per_gib": values.SETTLE_PER_GIB,
+    }  # fmt: skip
+    disabled = _is_true(environ.get("QUAYMASTER_DISABLE_COMPRESSION", ""))
+    host, files, parts = values.host_name(), values.FILES, values.PARTS
+    return Note("", state, {WATCH: watch}, {DESTINATION: where}, host, files, parts, disabled).config()
+
+
+def _bucket(pair: Pair) -> dict[str, Any]:
+    given = _given(pair)
+    if (credentials := given["credentials"]) is not None and not credentials.startswith("/"):
+        values.credential_name(credentials)
+    values.bucket_name(given["bucket"])
+    values.clean_prefix(given["prefix"])
+    values.plain_endpoint(given["endpoint_url"])
+    return given | {
+        "type": "s3", "region": None, "ca_bundle": None, "addressing": "auto", "part_size": values.PART_SIZE,
+        "storage_class": None, "sse": None, "sse_kms_key": None, "tags": {},
+        "connect_timeout": values.CONNECT_TIMEOUT, "read_timeout": values.READ_TIMEOUT,
+    }  # fmt: skip
 
 
 def state_directory(pair: Pair, environ: Mapping[str, str]) -> str:
@@ -95,17 +130,33 @@ def _destination(pair: Pair, target: str) -> S3Destination | DirectoryDestinatio
 
     if not pair.in_bucket:
         return DirectoryDestination(name=DESTINATION, path=target)
+    return S3Destination(**_given(pair))
+
+
+def _given(pair: Pair) -> dict[str, Any]:
+    """What the command line says of a bucket."""
     bucket, _, prefix = pair.target.removeprefix("s3://").partition("/")
     credentials = pair.credentials
     if credentials is not None and "/" in credentials:
         credentials = os.path.abspath(credentials)
-    return S3Destination(
-        name=DESTINATION,
-        bucket=bucket,
-        prefix=prefix.rstrip("/") + "/" if prefix.strip("/") else "",
-        endpoint_url=pair.endpoint_url,
-        credentials=credentials,
-    )
+    return {
+        "name": DESTINATION,
+        "bucket": bucket,
+        "prefix": prefix.rstrip("/") + "/" if prefix.strip("/") else "",
+        "endpoint_url": pair.endpoint_url,
+        "credentials": credentials,
+    }
+
+
+def _unusable(pair: Pair, error: ValueError) -> UsageError:
+    return UsageError(f"{_text(pair.directory)} cannot be sent to {_text(pair.target)}: {_said(error)}")
+
+
+def _check(pair: Pair, directory: str, target: str) -> None:
+    if not os.path.isdir(directory):
+        raise UsageError(f"{_text(pair.directory)} is no directory", "Name the directory that is to be sent")
+    if not pair.in_bucket:
+        _check_target(pair, directory, target)
 
 
 def _check_target(pair: Pair, directory: str, target: str) -> None:

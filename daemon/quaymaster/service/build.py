@@ -4,37 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from typing import Protocol
+from typing import TYPE_CHECKING
 
-from quaymaster.config import (
-    BesideDestination,
-    Config,
-    Credentials,
-    DirectoryDestination,
-    S3Destination,
-    Watch,
-    read_credentials,
-)
 from quaymaster.destinations.base import Destination
-from quaymaster.destinations.directory import Directory
-from quaymaster.intake.mounts import Ground
 from quaymaster.model import Emit
-from quaymaster.pipeline.dispose import Disposal
-from quaymaster.pipeline.transfer import Route, Standing
-from quaymaster.pipeline.worker import Lane
 from quaymaster.service import anchor
 from quaymaster.service.anchor import Anchor
-from quaymaster.source import Pulse, Root
 
-
-class Attended(Standing, Protocol):
-    """Where a watch is, as whoever looks after it knows."""
-
-    pulse: Pulse
-
-    def ground(self) -> Ground | None:
-        """What it stands on; None while it is away."""
-        ...
+if TYPE_CHECKING:
+    from quaymaster.config import Config, Credentials, S3Destination, Watch
 
 
 def destination(
@@ -49,8 +27,8 @@ def destination(
     """The destination of that name; None for one that is beside each watch's sources. ``anchored`` gives the anchor of
     a directory."""
     wanted = config.destinations[name]
-    match wanted:
-        case S3Destination():
+    match wanted.type:  # each is imported when it is needed: a command that only looks needs few of them
+        case "s3":
             from quaymaster.destinations.s3 import S3
 
             return S3(
@@ -62,9 +40,11 @@ def destination(
                 pins=pins,
                 on_pins=on_pins,
             )
-        case DirectoryDestination():
+        case "directory":
+            from quaymaster.destinations.directory import Directory
+
             return Directory(name, wanted.path, emit=emit, anchor=anchored(wanted.path))
-        case BesideDestination():
+        case "beside":
             return None
 
 
@@ -72,6 +52,8 @@ def _credentials(wanted: S3Destination) -> Callable[[], Credentials | None]:
     def read() -> Credentials | None:
         if wanted.credentials is None:
             return None
+        from quaymaster.config import read_credentials
+
         return read_credentials(wanted.credentials, os.environ)
 
     return read
@@ -79,31 +61,11 @@ def _credentials(wanted: S3Destination) -> Callable[[], Credentials | None]:
 
 def beside(config: Config, watch: Watch) -> frozenset[str]:
     """Names of the watch's destinations that are the source's own directory."""
-    return frozenset(n for n in watch.destinations if isinstance(config.destinations[n], BesideDestination))
+    return frozenset(n for n in watch.destinations if config.destinations[n].type == "beside")
 
 
 def next_to_sources(name: str, watch: Watch, emit: Emit, anchor: Anchor = anchor.anywhere) -> Destination:
     """The destination of that name for one watch, when it is the watch's own directory."""
+    from quaymaster.destinations.directory import Directory
+
     return Directory(name, watch.path, emit=emit, anchor=anchor)
-
-
-def lane(
-    config: Config, watch: Watch, shared: Mapping[str, Destination], emit: Emit, standing: Attended, moved_to: Anchor
-) -> Lane:
-    """How the files of one watch travel and what becomes of them afterwards. Nothing is looked at: it may hang."""
-    next_to = beside(config, watch)
-    found = {
-        name: next_to_sources(name, watch, emit, anchor.beside(standing.ground)) if name in next_to else shared[name]
-        for name in watch.destinations
-    }
-    route = Route(
-        watch=watch,
-        root=Root(watch.path, hard_links=watch.hard_links, pulse=standing.pulse),
-        destinations=found,
-        beside=next_to,
-        standing=standing,
-        host=config.service.host,
-        compression_disabled=config.compression_disabled,
-    )
-    mover = Directory(f"{watch.name}:after", watch.after_dir, emit=emit, anchor=moved_to) if watch.after_dir else None
-    return Lane(route, Disposal(watch.after, mover, watch.after_dir or ""), watch.after_grace)

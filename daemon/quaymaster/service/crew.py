@@ -19,7 +19,7 @@ from quaymaster.model import Emit, FileVersion, Identity
 from quaymaster.pipeline.budget import Pool, Staging
 from quaymaster.pipeline.transfer import Bounds
 from quaymaster.pipeline.worker import Lane, Running, Workers
-from quaymaster.service import anchor, build
+from quaymaster.service import anchor, build, travel
 from quaymaster.service.heads import Heads
 from quaymaster.service.scrubber import Scrubber
 from quaymaster.store import Store
@@ -41,13 +41,13 @@ class Carriers:
         for destination in self.destinations.values():
             destination.close()
 
-    def workers(self, standing: Mapping[str, build.Attended]) -> Workers:
+    def workers(self, standing: Mapping[str, travel.Attended]) -> Workers:
         """They carry the files of the watches in ``standing``, and of no others."""
         config, limits = self.config, self.config.limits
 
         def lane(watch: Watch) -> Lane:
             moved_to = self._anchor(anchor.of_move(watch.name), watch.name, watch.after_dir or "")
-            return build.lane(config, watch, self.destinations, self._emit, standing[watch.name], moved_to)
+            return travel.lane(config, watch, self.destinations, self._emit, standing[watch.name], moved_to)
 
         def bounds(waiting: Callable[[], int]) -> Bounds:
             return Bounds(

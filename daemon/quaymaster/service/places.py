@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import threading
+from typing import TYPE_CHECKING
 
-from quaymaster.config import BesideDestination, Config
 from quaymaster.destinations.base import Destination
 from quaymaster.model import Emit
 from quaymaster.service import anchor, build
 from quaymaster.service.anchor import Anchor
 from quaymaster.store import Store
+
+if TYPE_CHECKING:
+    from quaymaster.config import Config
 
 
 class Places:
@@ -26,7 +29,7 @@ class Places:
 
     def shared(self, name: str) -> Destination | None:
         """The place that a name stands for; None when it is the directory of each watch, or not known."""
-        if not self.known(name) or isinstance(self._config.destinations[name], BesideDestination):
+        if not self.known(name) or self._config.destinations[name].type == "beside":
             return None
         with self._lock:
             if (name, "") not in self._made:

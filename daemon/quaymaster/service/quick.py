@@ -33,8 +33,11 @@ if TYPE_CHECKING:
     from quaymaster.config import Config, Watch
 
 _VARIABLES = ("QUAYMASTER_DISABLE_COMPRESSION", "STATE_DIRECTORY", "CACHE_DIRECTORY", "QUAYMASTER_CONFIG")
-_FIELDS = ("name", "path", "include", "exclude", "ignored", "marker", "sentinel", "hang_after", "hard_links", "after")
-"""Of a watch: what decides which files are taken, and whether it is where it was."""
+_FIELDS = (
+    "name", "path", "include", "exclude", "ignored", "marker", "sentinel", "hang_after", "hard_links", "after",
+    "settle", "settle_closed", "settle_per_gib", "destinations", "key",
+)  # fmt: skip
+"""Of a watch: what decides which files are taken, whether it is where it was, and where its copies are."""
 
 
 _NEVER_ASKED = Policy(0, 0, 0, False)
@@ -42,7 +45,7 @@ _NEVER_ASKED = Policy(0, 0, 0, False)
 
 
 class Looked:
-    """The fields of a config.Watch that a pass looks at."""
+    """The fields of a table of the configuration that a pass looks at."""
 
     def __init__(self, fields: Mapping[str, Any]) -> None:
         self.__dict__.update(fields)
@@ -55,11 +58,45 @@ class Note:
     key: str
     state_dir: str
     watches: dict[str, dict[str, Any]] = field(default_factory=dict)
+    destinations: dict[str, dict[str, Any]] = field(default_factory=dict)
+    host: str = ""
+    files: int = 1
+    parts: int = 1
+    compression_disabled: bool = False
 
     @classmethod
     def of(cls, key: str, config: Config) -> Note:
-        watches = {name: {f: getattr(watch, f) for f in _FIELDS} for name, watch in config.watches.items()}
-        return cls(key, config.service.state_dir, watches)
+        return cls(
+            key,
+            config.service.state_dir,
+            {name: _noted(watch) for name, watch in config.watches.items()},
+            {name: destination.model_dump(mode="json") for name, destination in config.destinations.items()},
+            config.service.host,
+            config.limits.files,
+            config.limits.parts,
+            config.compression_disabled,
+        )
+
+    def config(self) -> Config:
+        """What a pass that only looks needs of the configuration, without the models that check it."""
+        fields = {
+            "service": Looked({"state_dir": self.state_dir, "host": self.host}),
+            "limits": Looked({"files": self.files, "parts": self.parts}),
+            "watches": {name: _looked_watch(fields) for name, fields in self.watches.items()},
+            "destinations": {name: Looked(fields) for name, fields in self.destinations.items()},
+            "compression_disabled": self.compression_disabled,
+        }
+        return cast("Config", Looked(fields))
+
+
+def _noted(watch: Watch) -> dict[str, Any]:
+    compress = watch.compress and {"format": watch.compress.format, "min_size": watch.compress.min_size}
+    return {f: getattr(watch, f) for f in _FIELDS} | {"compress": compress}
+
+
+def _looked_watch(fields: Mapping[str, Any]) -> Looked:
+    compress = fields["compress"]
+    return Looked({**fields, "compress": compress and Looked(compress)})
 
 
 def key_of(config_path: str, environ: Mapping[str, str]) -> str:
@@ -101,10 +138,10 @@ def read(place: str, key: str) -> Note | None:
             if status.st_uid != os.geteuid() or status.st_mode & 0o022:
                 return None
             found = json.load(file)
-        note = Note(str(found["key"]), str(found["state_dir"]), dict(found["watches"]))
-    except (OSError, ValueError, KeyError, TypeError):
+        note = Note(**found)
+        whole = all({*_FIELDS, "compress"} <= set(fields) for fields in note.watches.values())
+    except (OSError, ValueError, TypeError, AttributeError):
         return None
-    whole = all(set(_FIELDS) <= set(fields) for fields in note.watches.values())
     return note if key and note.key == key and whole else None
 
 

@@ -6,12 +6,14 @@ import heapq
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from quaymaster.config import Config, DirectoryDestination, Watch
 from quaymaster.errors import OutOfSpace
 from quaymaster.model import FileVersion
 from quaymaster.service import build
+
+if TYPE_CHECKING:
+    from quaymaster.config import Config, Watch
 
 _FASTQ = (b".fastq", b".fq")
 _FASTQ_RATIO = 4.0
@@ -72,7 +74,7 @@ def _destinations(
     needs = []
     for name in watch.destinations if files else ():
         wanted = config.destinations[name]
-        path = watch.path if name in beside else wanted.path if isinstance(wanted, DirectoryDestination) else None
+        path = watch.path if name in beside else wanted.path if wanted.type == "directory" else None
         if path is not None:
             size = _stored(config, watch, files, ratio(watch.name))
             needs.append(_Need(path, size, f"the copies at {name} may need {size:,} bytes"))

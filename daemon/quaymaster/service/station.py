@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from quaymaster.errors import SourceUnavailable
 from quaymaster.intake.footing import Footing, Memory
 from quaymaster.intake.mounts import Ground
+from quaymaster.intake.observe import policy_for
 from quaymaster.intake.settle import Policy
 from quaymaster.source import Pulse
 
@@ -38,10 +39,6 @@ class Station:
         """What tells that a file is whole there. Raises SourceUnavailable while it is away."""
         if self._ground is None:
             raise SourceUnavailable(self.away)
-        from quaymaster.intake.attend import (
-            policy_for,
-        )  # with all of settling, which a pass without new files needs not
-
         return policy_for(self._watch, self._ground)
 
     def confirm(self) -> None:

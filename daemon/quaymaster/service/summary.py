@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from quaymaster.intake.survey import Narrow
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    path: str
+    """For people, absolute."""
+    code: str
+    text: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,14 +26,8 @@ class Wanted:
     force: bool = False
     patience: int = 2
     """Tries of a file whose error is temporary, after which it counts as failed for now."""
-
-
-@dataclass(frozen=True, slots=True)
-class Failure:
-    path: str
-    """For people, absolute."""
-    code: str
-    text: str
+    strays: Sequence[Failure] = ()
+    """What was asked for and is in none of the watches."""
 
 
 @dataclass(frozen=True, slots=True)

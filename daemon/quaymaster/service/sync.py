@@ -24,9 +24,8 @@ from quaymaster.intake.scan import Rules
 from quaymaster.intake.survey import Narrow, Survey
 from quaymaster.keys import escape
 from quaymaster.model import FileVersion, Identity, Proof, State
-from quaymaster.service import anchor, build, room
+from quaymaster.service import anchor, build
 from quaymaster.service.lock import Lock, take
-from quaymaster.service.sending import Sending
 from quaymaster.service.station import Station
 from quaymaster.service.summary import Moment, Step, Summary, Wanted
 from quaymaster.source import Root
@@ -35,12 +34,13 @@ from quaymaster.store.db import FILE_NAME
 
 if TYPE_CHECKING:
     from quaymaster.config import Config, Watch
-    from quaymaster.destinations.base import Destination
-    from quaymaster.service.comparison import Verdicts
+    from quaymaster.service.comparison import Comparison, Verdicts
 
 _BATCH = 5_000
 """Files put into the queue in one commit."""
 _IDS = 500
+_ADOPTED = 500
+"""Files recorded in one commit: more would keep the service's own writes waiting."""
 _BEGINS = 20.0
 """Seconds that another process may take from the lock to its database."""
 
@@ -60,6 +60,8 @@ class Sync:
     _again: list[FileVersion] = field(default_factory=list)
     _open: list[int] = field(default_factory=list)
     """Jobs of these files that are in the queue already."""
+    _begun: dict[str, Comparison] = field(default_factory=dict)
+    """Whose listing has begun, and that nobody has made use of yet."""
     _complete: set[FileVersion] = field(default_factory=set)
     """Adopted at every destination: when their jobs are done, nothing was sent."""
 
@@ -68,13 +70,23 @@ class Sync:
         in flight continues the next time."""
         began, since = self.monotonic(), self.clock()
         ignore_lease_breaks()
-        with self._state() as (store, lock):
+        with self._state() as (store, lock), self._closed_at_the_end():
+            for stray in self.wanted.strays:
+                self.summary.fail(stray.path, stray.code, stray.text)
             for name, narrow in self.wanted.watches.items():
                 self._survey(store, self.config.watches[name], narrow)
             if not self.wanted.dry_run and store is not None:
                 self._enqueue_and_follow(store, lock, since)
         self.summary.seconds = self.monotonic() - began
         return self.summary
+
+    @contextmanager
+    def _closed_at_the_end(self) -> Iterator[None]:
+        try:
+            yield
+        finally:
+            for begun in self._begun.values():
+                begun.close()
 
     # -- the state directory --
 
@@ -127,6 +139,9 @@ class Sync:
                 narrow,
                 int(self.clock() * 1e9),
             )
+            if store is None and not self.wanted.force:  # it is sure to be needed: list while the files are found
+                self._begun[watch.name] = self._comparison(store, watch, root)
+                self._begun[watch.name].begin()
             fresh = self._fresh(store, watch, station, survey)
             station.scanned(survey.tally.entries)
         except (OSError, SourceUnavailable) as error:
@@ -138,11 +153,10 @@ class Sync:
         self._stations[watch.name] = station
         self.summary.files += survey.tally.files
         self.summary.writing += len(survey.writing) + survey.tally.held
-        for problem in survey.problems:
-            self.summary.fail(root.shown(problem.path), problem.code, problem.text)
+        self._tell_problems(survey)
         self._spent("scan", began)
         if fresh:
-            self._compare(store, watch, root, fresh)
+            self._compare(store, watch, survey, fresh)
 
     def _memory(self, store: Store | None, watch: Watch) -> Memory:
         if store is None:
@@ -170,7 +184,8 @@ class Sync:
                     self.summary.steps += [Step("send", survey.root.shown(v.path), v.size) for v in again]
             else:
                 self.summary.skipped += len(rows) - len(new) - len(waiting.keys() & set(rows))
-            whole = survey.whole(new) if new else []
+            # What is found to be there is not opened by a pass that only looks.
+            whole = survey.whole(new) if new and not self._only_listed else new
             fresh += [_version(watch, row) for row in self._not_made_here(store, watch, whole)]
         return fresh
 
@@ -201,9 +216,21 @@ class Sync:
 
     # -- what is there already --
 
-    def _compare(self, store: Store | None, watch: Watch, root: Root, fresh: list[FileVersion]) -> None:
+    @property
+    def _only_listed(self) -> bool:
+        return self.wanted.dry_run and not self.wanted.force
+
+    def _compare(self, store: Store | None, watch: Watch, survey: Survey, fresh: list[FileVersion]) -> None:
         began = self.monotonic()
+        root = survey.root
         verdicts = self._verdicts(store, watch, root, fresh)
+        for name, error in verdicts.unseen.items():
+            if self.wanted.dry_run:
+                self.summary.fail(f"destination {name}", error.code, f"destination {name} cannot be looked at: {error}")
+            else:
+                self.tell(f"destination {name} cannot be looked at, so nothing there is recognised: {error}")
+        if self._only_listed:
+            self._only_whole(watch, survey, verdicts)
         if self.wanted.dry_run:
             self.summary.steps += [Step("adopt", root.shown(v.path), v.size) for v in verdicts.same]
             self.summary.steps += [Step("send", root.shown(v.path), v.size) for v in verdicts.send]
@@ -215,44 +242,53 @@ class Sync:
         self._send += verdicts.send
         self._spent("compare", began)
 
+    def _only_whole(self, watch: Watch, survey: Survey, verdicts: Verdicts) -> None:
+        """Leaves out what would be sent and is still being written."""
+        before, troubles = len(survey.writing), len(survey.problems)
+        whole = survey.whole([_row(version) for version in verdicts.send])
+        verdicts.send = [_version(watch, row) for row in whole]
+        self.summary.writing += len(survey.writing) - before
+        self._tell_problems(survey, troubles)
+
+    def _tell_problems(self, survey: Survey, first: int = 0) -> None:
+        for problem in survey.problems[first:]:
+            self.summary.fail(survey.root.shown(problem.path), problem.code, problem.text)
+
     def _verdicts(self, store: Store | None, watch: Watch, root: Root, fresh: list[FileVersion]) -> Verdicts:
-        from quaymaster.service.comparison import Comparison, Verdicts  # with all that reads a destination
+        from quaymaster.service.comparison import Verdicts  # with all that reads a destination
 
         if self.wanted.force:
             return Verdicts(send=fresh)
-        with self._destinations(store, watch) as destinations:
-            return Comparison(
-                self.config,
-                watch,
-                root,
-                destinations,
-                store,
-                self.wanted.dry_run,
-                self.tell,
-                lambda done, total: self.progress(Moment("compare", done, total)),
-            ).run(fresh)
+        if watch.name not in self._begun:
+            self._begun[watch.name] = self._comparison(store, watch, root)
+        with closing(self._begun.pop(watch.name)) as comparison:
+            return comparison.run(fresh)
 
-    @contextmanager
-    def _destinations(self, store: Store | None, watch: Watch) -> Iterator[dict[str, Destination]]:
+    def _comparison(self, store: Store | None, watch: Watch, root: Root) -> Comparison:
+        from quaymaster.service.comparison import Comparison
         from quaymaster.service.places import Places
 
-        with closing(Places(self.config, None if self.wanted.dry_run else store, lambda _: None)) as places:
-            found = {name: places.of(name, watch.name) for name in watch.destinations}
-            yield {name: place for name, place in found.items() if place is not None}
+        places = Places(self.config, None if self.wanted.dry_run else store, lambda _: None)
+        found = {name: places.of(name, watch.name) for name in watch.destinations}
+        return Comparison(
+            self.config,
+            watch,
+            root,
+            {name: place for name, place in found.items() if place is not None},
+            store,
+            self.wanted.dry_run,
+            self.tell,
+            lambda done, total: self.progress(Moment("compare", done, total)),
+            places.close,
+        )
 
     def _adopt(self, store: Store, watch: Watch, verdicts: Verdicts) -> None:
         """Into the ledger. A file that is not everywhere yet, or of whose source something is to become, is queued."""
-        from quaymaster.service.comparison import threads
-
         same = set(verdicts.same)
-
-        def record(version: FileVersion, proofs: list[Proof]) -> None:
-            store.adopt(version, proofs, here=version not in same or watch.after != "keep")
-
-        for proof in verdicts.older:
-            store.adopt(proof.version, [proof], here=False)
-        with threads("adopt") as pool:  # the store commits together what comes together
-            list(pool.map(lambda found: record(*found), verdicts.adopted))
+        found: list[tuple[FileVersion, Sequence[Proof], bool]] = [(p.version, [p], False) for p in verdicts.older]
+        found += [(v, proofs, v not in same or watch.after != "keep") for v, proofs in verdicts.adopted]
+        for start in range(0, len(found), _ADOPTED):
+            store.adopt_all(found[start : start + _ADOPTED])
         if watch.after != "keep":
             self._send += verdicts.same
             self._complete |= same
@@ -261,6 +297,9 @@ class Sync:
     # -- sending --
 
     def _enqueue_and_follow(self, store: Store, lock: Lock | None, since: float) -> None:
+        from quaymaster.service import room  # a pass that only looks sends nothing
+        from quaymaster.service.sending import Sending
+
         room.check(self.config, self._stations, self._send + self._again, store.ratio)
         began = self.monotonic()
         for start in range(0, len(self._send), _BATCH):
@@ -306,6 +345,10 @@ class Sync:
 def _version(watch: Watch, row: Row) -> FileVersion:
     path, *identity = row
     return FileVersion(watch.name, path, Identity(*identity))
+
+
+def _row(version: FileVersion) -> Row:
+    return version.path, version.identity.inode, version.size, version.identity.mtime_ns
 
 
 def _make(directory: str) -> None:

@@ -182,18 +182,23 @@ class Store:
     def adopt(self, version: FileVersion, proofs: Sequence[Proof], *, here: bool) -> None:
         """Record copies of a version that an earlier life of this host made. ``here``: its source is there as well, so
         its job is queued, to send it where it is missing and to see to the source; else it counts as done."""
+        self.adopt_all([(version, proofs, here)])
+
+    def adopt_all(self, found: Sequence[tuple[FileVersion, Sequence[Proof], bool]]) -> None:
+        """The same for many in one commit: (version, proofs, here)."""
 
         def act(t: Any) -> None:
             now = self._clock()
-            number = jobs.number_of(t, version, now)
-            for proof in (replace(proof, job=number) for proof in proofs):
-                ledger.record(t, proof)
-                said = ledger.details(proof)
-                custody.append(t, "adopted", now, job=number, watch=version.watch, path=version.path, details=said)
-            if here:
-                jobs.reopen(t, number, now)
-            else:
-                jobs.finish(t, [number], now)
+            for version, proofs, here in found:
+                number = jobs.number_of(t, version, now)
+                for proof in (replace(proof, job=number) for proof in proofs):
+                    ledger.record(t, proof)
+                    said = ledger.details(proof)
+                    custody.append(t, "adopted", now, job=number, watch=version.watch, path=version.path, details=said)
+                if here:
+                    jobs.reopen(t, number, now)
+                else:
+                    jobs.finish(t, [number], now)
 
         self._db.write(act)
 

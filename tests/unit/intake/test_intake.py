@@ -230,7 +230,7 @@ def test_a_slow_writer_that_stays_open_is_waited_for(start: Callable, tmp_path: 
 def test_a_file_that_grows_is_taken_only_when_it_stops(
     start: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(attend, "leases_are_safe", lambda: False)  # as on a network filesystem: nothing but looks
+    monkeypatch.setattr(observe, "leases_are_safe", lambda: False)  # as on a network filesystem: nothing but looks
     watch = start(tmp_path, mode="poll", settle=0.5, poll_interval=0.05)
     watch.wait_watching()
     with (tmp_path / "grows").open("wb", buffering=0) as file:
