@@ -9,12 +9,14 @@ import os
 import threading
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from quaymaster.errors import SourceUnavailable, StoreError, Unreachable
 from quaymaster.intake.footing import ACCEPTED, Memory
 from quaymaster.intake.mounts import Ground, filesystem_of, is_empty, mark_of, read_mountinfo
-from quaymaster.store import Store
+
+if TYPE_CHECKING:
+    from quaymaster.store import Store
 
 Anchor = Callable[[int | None], None]
 """Given a descriptor of a destination's directory, or None when it cannot be opened. Raises Unreachable when it is not

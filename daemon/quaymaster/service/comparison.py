@@ -23,12 +23,12 @@ from quaymaster.errors import TransferError
 from quaymaster.model import Compression, FileVersion, Proof, Stored
 from quaymaster.service import build
 from quaymaster.source import Root
-from quaymaster.store import Store
 
 if TYPE_CHECKING:
     from concurrent.futures import ThreadPoolExecutor
 
     from quaymaster.config import Config, Watch
+    from quaymaster.store import Store
 
 _FEW = 32
 """Files up to which they are asked about one by one: cheaper than the listing of a large bucket."""

@@ -9,10 +9,10 @@ from quaymaster.destinations.base import Destination
 from quaymaster.model import Emit
 from quaymaster.service import anchor, build
 from quaymaster.service.anchor import Anchor
-from quaymaster.store import Store
 
 if TYPE_CHECKING:
     from quaymaster.config import Config
+    from quaymaster.store import Store
 
 
 class Places:

@@ -27,10 +27,10 @@ from quaymaster.intake.survey import Narrow, Survey
 from quaymaster.service.station import Station
 from quaymaster.service.summary import Summary
 from quaymaster.source import Root
-from quaymaster.store import Store
 
 if TYPE_CHECKING:
     from quaymaster.config import Config, Watch
+    from quaymaster.store import Store
 
 _VARIABLES = ("QUAYMASTER_DISABLE_COMPRESSION", "STATE_DIRECTORY", "CACHE_DIRECTORY", "QUAYMASTER_CONFIG")
 _FIELDS = (
@@ -214,6 +214,8 @@ def _helper(
 
 def _known(note: Note, scope: Mapping[str, Narrow], parts: Mapping[str, tuple[bytes, bytes]]) -> int | None:
     """How many files there are in this part; None when not all of them are known and done."""
+    from quaymaster.store import Store
+
     number = 0
     try:
         with closing(Store(note.state_dir)) as store:

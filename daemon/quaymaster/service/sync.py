@@ -29,12 +29,11 @@ from quaymaster.service.lock import Lock, take
 from quaymaster.service.station import Station
 from quaymaster.service.summary import Moment, Step, Summary, Wanted
 from quaymaster.source import Root
-from quaymaster.store import Filter, Row, Store
-from quaymaster.store.db import FILE_NAME
 
 if TYPE_CHECKING:
     from quaymaster.config import Config, Watch
     from quaymaster.service.comparison import Comparison, Verdicts
+    from quaymaster.store import Row, Store
 
 _BATCH = 5_000
 """Files put into the queue in one commit."""
@@ -95,6 +94,12 @@ class Sync:
         """The store, and the lock that makes the queue ours; None while another process runs it."""
         directory = self.config.service.state_dir
         self.summary.dry_run = self.wanted.dry_run
+        if self.wanted.dry_run and not os.path.exists(directory):
+            yield None, None
+            return
+        from quaymaster.store import Store
+        from quaymaster.store.db import FILE_NAME
+
         if self.wanted.dry_run:
             if not os.path.exists(os.path.join(directory, FILE_NAME)):
                 yield None, None
@@ -116,6 +121,8 @@ class Sync:
 
     def _take(self, directory: str) -> Lock | None:
         """The lock. Who holds it may only just have begun, and its database not be there yet: that is waited for."""
+        from quaymaster.store.db import FILE_NAME
+
         end = self.monotonic() + _BEGINS
         lock = take(directory)
         while lock is None and not os.path.exists(os.path.join(directory, FILE_NAME)) and self.monotonic() < end:
@@ -332,6 +339,8 @@ class Sync:
 
     def _retry(self, store: Store) -> None:
         """Whoever asks for a pass wants what failed earlier to be tried again now."""
+        from quaymaster.store import Filter
+
         states = (State.WAITING, State.PARKED)
         for start in range(0, len(self._open), _IDS):
             which = Filter(ids=tuple(self._open[start : start + _IDS]), states=states)
