@@ -29,6 +29,7 @@ from quaymaster.errors import (
 )
 from quaymaster.model import Compression, Identity, Stored, shown
 from quaymaster.pipeline.budget import Cancelled
+from quaymaster.pipeline.flights import Flights
 from quaymaster.pipeline.formats import expand
 from quaymaster.pipeline.landing import Ground
 
@@ -122,8 +123,8 @@ class Restore:
     """Told of a file that has its name."""
     dry_run: bool = False
     workers: int = 4
-    progress: Callable[[int], None] = lambda _: None
-    """Told the bytes that were written, by any thread."""
+    flights: Flights = field(default_factory=Flights)
+    """What is being brought back now."""
     _end: threading.Event = field(default_factory=threading.Event)
 
     def run(self, finds: Iterable[Find]) -> Generator[Restored, None, None]:
@@ -270,10 +271,11 @@ class Restore:
             landing = ground.begin(directory, wanted.target, wanted.size)
             try:
                 digest = hashlib.sha256()
-                with place.read(now) as pieces:
-                    for piece in expand(self._counted(pieces), source.compression, size=wanted.size):
+                with self.flights.one(wanted.shown, wanted.size) as moved, place.read(now) as pieces:
+                    for piece in expand(self._while_wanted(pieces), source.compression, size=wanted.size):
                         digest.update(piece)
                         landing.write(piece)
+                        moved(len(piece))
                 if wanted.sha256 and digest.hexdigest() != wanted.sha256:
                     raise IntegrityError(f"it has SHA-256 {digest.hexdigest()} instead of {wanted.sha256}")
                 identity = landing.complete(_mode(now), wanted.mtime_ns)
@@ -286,10 +288,9 @@ class Restore:
             self.record(wanted, source, job)
         return Outcome.RESTORED if published else Outcome.CONFLICT
 
-    def _counted(self, pieces: Iterable[bytes]) -> Iterator[bytes]:
+    def _while_wanted(self, pieces: Iterable[bytes]) -> Iterator[bytes]:
         for piece in pieces:
             self._go_on()
-            self.progress(len(piece))
             yield piece
 
     def _readable(self, wanted: Wanted, source: Source) -> tuple[Destination, Stored]:

@@ -365,6 +365,11 @@ class Store:
         with self._db.read() as t:
             return copies.files(t, which, after, limit)
 
+    def extent(self, which: Selection) -> tuple[int, int]:
+        """How many files :meth:`files` tells of, and their bytes."""
+        with self._db.read() as t:
+            return copies.extent(t, which)
+
     def expect(self, version: FileVersion) -> int:
         """A file is about to be brought back to its own place: this version counts as delivered from now on. The number
         of its job."""
