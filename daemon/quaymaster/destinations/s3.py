@@ -8,6 +8,7 @@ with what was sent. What the endpoint really honours is found out once per proce
 from __future__ import annotations
 
 import json
+import os
 import random
 import secrets
 import threading
@@ -24,6 +25,7 @@ from quaymaster.destinations.base import OWN, Put
 from quaymaster.destinations.owner import own_tag
 from quaymaster.destinations.s3_claim import Claim
 from quaymaster.destinations.s3_objects import Objects
+from quaymaster.destinations.s3_plain import Plain, usable
 from quaymaster.destinations.s3_plan import LARGEST_OBJECT, Plan, part_size_for
 from quaymaster.destinations.s3_probe import Capabilities, Probe, remove_left
 from quaymaster.destinations.s3_upload import S3Upload, abort_upload
@@ -75,7 +77,8 @@ class S3:
         self._pins = dict(pins or {})
         self._on_pins = on_pins
         self._clock, self._token, self._jitter = clock, token, jitter
-        self._objects = Objects(Wire(settings, credentials=credentials, connections=parts * files))
+        plain = Plain(settings, credentials) if usable(settings, os.environ) else None
+        self._objects = Objects(Wire(settings, credentials=credentials, connections=parts * files), plain)
         self._lock = threading.Lock()
         self._uploads: weakref.WeakSet[S3Upload] = weakref.WeakSet()
         self._uploads_lock = threading.Lock()
@@ -197,7 +200,7 @@ class S3:
         return facts
 
     def close(self) -> None:
-        self._objects.wire.close()
+        self._objects.close()
 
     def _rehearse(self, body: bytes) -> str:
         """Deliver, read back and remove one small object the way every file goes."""

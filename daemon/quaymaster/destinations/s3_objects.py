@@ -11,9 +11,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import quote, unquote
 
+from quaymaster.destinations.s3_listing import Ahead, Listed, Page, UnreadableError, page
+from quaymaster.destinations.s3_plain import Answer, ElsewhereError, Plain
 from quaymaster.destinations.s3_probe import plain_etag
-from quaymaster.destinations.s3_wire import AbsentError, UploadGone, Wire
-from quaymaster.errors import Conflict, DestinationMissing, IntegrityError, PermanentError
+from quaymaster.destinations.s3_wire import AbsentError, UploadGone, Wire, moment
+from quaymaster.errors import Conflict, DestinationMissing, IntegrityError, PermanentError, Unreachable
 from quaymaster.model import Digests, Stored
 
 PIECE = 1 << 20  # bytes; the most that read() yields at once
@@ -61,9 +63,15 @@ def held_parts(wire: Wire, whole_key: str, upload_id: str) -> dict[int, Held] | 
 class Objects:
     """Reads and removals under one prefix. Keys here are those of the destination, without the prefix. Thread-safe."""
 
-    def __init__(self, wire: Wire) -> None:
-        self.wire = wire
+    def __init__(self, wire: Wire, plain: Plain | None) -> None:
+        """``plain``: looks by the shorter way, where there is one."""
+        self.wire, self._plain = wire, plain
         self._bucket_seen = False
+
+    def close(self) -> None:
+        self.wire.close()
+        if self._plain is not None:
+            self._plain.close()
 
     def whole_key(self, key: str) -> str:
         return self.wire.settings.prefix + key
@@ -72,9 +80,8 @@ class Objects:
         return self.wire.where(self.whole_key(key))
 
     def head(self, key: str, version_id: str = "") -> Stored | None:
-        version = {"VersionId": version_id} if version_id else {}
         try:
-            answer = self.wire.call("head_object", self.whole_key(key), ChecksumMode="ENABLED", **version)
+            answer = self._head(self.whole_key(key), version_id)
         except AbsentError:
             # HEAD has no body: that the object is missing and that the bucket is look the same.
             self._require_bucket()
@@ -82,24 +89,54 @@ class Objects:
         self._bucket_seen = True
         return _stored(key, answer)
 
+    def _head(self, key: str, version_id: str) -> Mapping[str, Any]:
+        if (plain := self._plain) is not None:
+            where = self.wire.where(key)
+            try:
+                return _said_of_object(plain.head(key, where, {"versionId": version_id} if version_id else {}), where)
+            except ElsewhereError:
+                self._plain = None
+        version = {"VersionId": version_id} if version_id else {}
+        return self.wire.call("head_object", key, ChecksumMode="ENABLED", **version)
+
     def listing(self, prefix: str) -> Iterator[Stored]:
-        """One request for 1,000 objects."""
-        marker = dict[str, Any]()
-        while True:
-            answer = self.wire.call("list_objects_v2", Prefix=self.whole_key(prefix), **marker)
-            for found in answer.get("Contents", []):
-                key = found["Key"].removeprefix(self.wire.settings.prefix)
-                etag, at = plain_etag(found.get("ETag")), found["LastModified"].timestamp()
-                yield Stored(key, int(found["Size"]), etag, mtime=at)
-            if not answer.get("IsTruncated"):
+        """One request for 1,000 objects, made while those before are looked at; the first one at once."""
+        whole = self.whole_key(prefix)
+        pages = Ahead(lambda token: self._page(whole, token), self.wire.where(whole))
+        start = len(self.wire.settings.prefix)
+        return (Stored(key[start:], size, etag, mtime=at) for page in pages for key, size, etag, at in page.objects)
+
+    def _page(self, prefix: str, token: str) -> Page:
+        where = self.wire.where(prefix)
+        if (plain := self._plain) is not None:
+            query = {"list-type": "2", "encoding-type": "url", "prefix": prefix}
+            try:
+                return page(plain.get(where, query | ({"continuation-token": token} if token else {})).body)
+            except UnreadableError:
+                raise Unreachable(f"The listing of {where} did not arrive whole", "It is tried again") from None
+            except ElsewhereError:
+                self._plain = None
+        answer = self.wire.call("list_objects_v2", Prefix=prefix, **({"ContinuationToken": token} if token else {}))
+        objects = [
+            Listed(found["Key"], int(found["Size"]), plain_etag(found.get("ETag")), found["LastModified"].timestamp())
+            for found in answer.get("Contents", [])
+        ]
+        return Page(objects, answer["NextContinuationToken"] if answer.get("IsTruncated") else "")
+
+    def _head_bucket(self) -> None:
+        if (plain := self._plain) is not None:
+            try:
+                plain.head("", self.wire.where())
                 return
-            marker = {"ContinuationToken": answer["NextContinuationToken"]}
+            except ElsewhereError:
+                self._plain = None
+        self.wire.call("head_bucket")
 
     def _require_bucket(self) -> None:
         if self._bucket_seen:
             return
         try:
-            self.wire.call("head_bucket")
+            self._head_bucket()
         except AbsentError:
             raise DestinationMissing(
                 f"There is no bucket for {self.wire.where()}", "Create it or correct the configuration"
@@ -202,6 +239,22 @@ def _stored(key: str, answer: Mapping[str, Any]) -> Stored:
         mtime=answer["LastModified"].timestamp() if "LastModified" in answer else 0.0,
         metadata={name.lower(): unquote(value) for name, value in answer.get("Metadata", {}).items()},
     )
+
+
+def _said_of_object(answer: Answer, where: str) -> Mapping[str, Any]:
+    """The headers of a HEAD as the library names them ("HeadObject", S3 API reference)."""
+    headers = answer.headers
+    if not headers.get("content-length", "").isdigit():
+        raise Unreachable(f"{where} did not give a proper answer (no length)", "It is tried again")
+    said: dict[str, Any] = {"ContentLength": headers["content-length"], "ETag": headers.get("etag")}
+    said["VersionId"] = headers.get("x-amz-version-id")
+    if "last-modified" in headers:
+        said["LastModified"] = moment(headers["last-modified"])
+    for name in _ALGORITHMS:
+        said[f"Checksum{name}"] = headers.get(f"x-amz-checksum-{name.lower()}")
+    mark = "x-amz-meta-"
+    said["Metadata"] = {name[len(mark) :]: value for name, value in headers.items() if name.startswith(mark)}
+    return said
 
 
 def _taken(where: str) -> Conflict:

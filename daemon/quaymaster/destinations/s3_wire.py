@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
+from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, Protocol
 
 from quaymaster import __version__
@@ -34,11 +35,16 @@ if TYPE_CHECKING:
     from mypy_boto3_s3.client import S3Client
 
 
-def _time(text: Any) -> Any:
+def moment(text: Any) -> Any:
     """A time in an answer. botocore's own way, which understands every form, takes most of the time of a listing."""
     if isinstance(text, str) and text.endswith("Z"):
         try:
             return datetime.fromisoformat(text)
+        except ValueError:
+            pass
+    if isinstance(text, str) and text.endswith(" GMT"):
+        try:
+            return parsedate_to_datetime(text)
         except ValueError:
             pass
     from botocore.utils import parse_timestamp
@@ -212,7 +218,7 @@ class Wire:
         settings = self.settings
         ca_bundle = settings.ca_bundle
         if ca_bundle:
-            _require_certificates(ca_bundle)
+            require_certificates(ca_bundle)
         given = self._credentials()
         addressing: Any = settings.addressing
         if addressing == "auto" and settings.endpoint_url:
@@ -230,7 +236,7 @@ class Wire:
             user_agent_extra=f"quaymaster/{__version__}",
         )
         core = botocore.session.get_session()
-        core.get_component("response_parser_factory").set_parser_defaults(timestamp_parser=_time)
+        core.get_component("response_parser_factory").set_parser_defaults(timestamp_parser=moment)
         return boto3.session.Session(botocore_session=core).client(
             "s3",
             endpoint_url=settings.endpoint_url,
@@ -250,8 +256,8 @@ class Wire:
 
         source = self._credential_source()
         if isinstance(error, aws.ClientError):
-            return _refused(error.response, where, source)
-        if isinstance(error, aws.SSLError | http.SSLError | OSError) and _untrusted(error):
+            return refused(error.response, where, source)
+        if isinstance(error, aws.SSLError | http.SSLError | OSError) and untrusted(error):
             return PermanentError(
                 f"The certificate of {where} is not trusted",
                 "If the endpoint has its own certificate authority, set ca_bundle to its PEM file",
@@ -263,9 +269,9 @@ class Wire:
         if isinstance(
             error, aws.HTTPClientError | aws.ConnectionError | aws.IncompleteReadError | aws.MetadataRetrievalError
         ):
-            return Unreachable(f"{where} cannot be reached ({_reason(error)})", "It is tried again")
+            return Unreachable(f"{where} cannot be reached ({reason(error)})", "It is tried again")
         if isinstance(error, http.HTTPError | ResponseParserError | OSError | EOFError):
-            return Unreachable(f"{where} did not give a proper answer ({_reason(error)})", "It is tried again")
+            return Unreachable(f"{where} did not give a proper answer ({reason(error)})", "It is tried again")
         if isinstance(error, aws.BotoCoreError | ValueError):
             return PermanentError(f"{where} cannot be used: {error}", "Correct the destination in the configuration")
         return None
@@ -275,7 +281,7 @@ class Wire:
         return f"credentials {name!r}" if name else "the AWS credential chain"
 
 
-def _refused(response: Any, where: str, source: str) -> TransferError:
+def refused(response: Any, where: str, source: str) -> TransferError:
     """What an error reply of the server means."""
     details = response.get("Error", {})
     reply = response.get("ResponseMetadata", {})
@@ -330,14 +336,14 @@ def _retry_after(reply: Mapping[str, Any]) -> float:
     return float(value) if value.isdigit() else 0.0
 
 
-def _untrusted(error: BaseException) -> bool:
+def untrusted(error: BaseException) -> bool:
     """Whether certificate verification is what failed; a mere reset is not it."""
     import ssl
 
     return any(isinstance(cause, ssl.SSLCertVerificationError) for cause in _causes(error))
 
 
-def _require_certificates(path: str) -> None:
+def require_certificates(path: str) -> None:
     """The library would only fail later, with a message of OpenSSL's, as if the server were away."""
     import ssl
 
@@ -363,7 +369,7 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
         cause = inner or getattr(cause, "reason", None) or cause.__cause__ or cause.__context__
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
     """The kind of failure without the library's long sentence (which repeats the URL)."""
     import ssl
 
