@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from quaymaster.pipeline.flights import Flights
     from quaymaster.pipeline.landing import Ground
     from quaymaster.pipeline.recall import Spot
-    from quaymaster.pipeline.restore import Find, Restored, Source, Wanted
+    from quaymaster.pipeline.restore import Find, Restored, Wanted
     from quaymaster.service.places import Places
     from quaymaster.store import Selection, Store
 
@@ -263,19 +263,11 @@ class _Run:
             return 0
         return self.store.expect(FileVersion(wanted.watch, wanted.path, identity))
 
-    def _record(self, wanted: Wanted, source: Source, job: int) -> None:
-        if self.store is None:
-            return
-        details = {
-            "destination": source.destination,
-            "key": source.stored.key,
-            "version_id": source.stored.version_id,
-            "size": wanted.size,
-            "source_sha256": wanted.sha256,
-            "mtime_ns": wanted.mtime_ns,
-            "to": wanted.shown,
-        }
-        self.store.restored(wanted.watch, wanted.path, details, job)
+    def _record(self, results: Sequence[Restored]) -> None:
+        if self.store is not None:
+            self.store.restored(
+                [(one.wanted.watch, one.wanted.path, one.job, _custody_details(one)) for one in results]
+            )
 
     def _count(self, result: Restored, progress: Progress) -> None:
         wanted, outcome = result.wanted, result.outcome.value
@@ -342,6 +334,20 @@ _WORDS = {
 
 def _within(path: bytes, selected: bytes) -> bool:
     return not selected or path == selected or path.startswith(selected + b"/")
+
+
+def _custody_details(result: Restored) -> dict[str, object]:
+    wanted, source = result.wanted, result.source
+    assert source is not None
+    return {
+        "destination": source.destination,
+        "key": source.stored.key,
+        "version_id": source.stored.version_id,
+        "size": wanted.size,
+        "source_sha256": wanted.sha256,
+        "mtime_ns": wanted.mtime_ns,
+        "to": wanted.shown,
+    }
 
 
 def _file_record(result: Restored) -> records.Record:
