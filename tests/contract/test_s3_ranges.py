@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -10,7 +11,7 @@ import pytest
 
 from contract.places import S3Place, deliver
 from quaymaster.destinations.s3 import S3
-from quaymaster.destinations.s3_ranges import RANGE
+from quaymaster.destinations.s3_ranges import RANGE, in_order
 from quaymaster.errors import Conflict, IntegrityError, TransferError
 from quaymaster.model import Stored
 from servers.faultproxy import FaultProxy, Request, Reset, Response
@@ -116,3 +117,30 @@ def test_a_range_that_is_lost_or_of_other_bytes_is_an_error(far: S3, proxy: Faul
         read(far, stored)
     proxy.clear()
     assert read(far, stored) == CONTENT
+
+
+def test_so_many_are_under_way_at_once_and_no_more_and_come_in_order() -> None:
+    together, begun = threading.Barrier(3), list[int]()
+
+    def fetch(offset: int) -> bytes:
+        begun.append(offset)
+        if offset < 3:
+            together.wait(10)  # broken, unless three are under way
+        return bytes([offset])
+
+    parts = in_order(fetch, range(6), 3)
+    assert next(parts) == b"\x00"
+    assert sorted(begun) == [0, 1, 2], "nothing more is held in memory before the first is looked at"
+    assert b"".join(parts) == bytes([1, 2, 3, 4, 5])
+
+
+def test_what_a_request_raises_comes_out_in_its_turn() -> None:
+    def fetch(offset: int) -> bytes:
+        if offset == 1:
+            raise Conflict("gone")
+        return b"x"
+
+    parts = in_order(fetch, range(3), 3)
+    assert next(parts) == b"x"
+    with pytest.raises(Conflict):
+        next(parts)
