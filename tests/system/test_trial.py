@@ -44,7 +44,7 @@ class Amount:
     """Seconds for one command."""
 
 
-SHORT = Amount(2_000, 110 * MIB, (96 * MIB, 48 * MIB), 100, 240)
+SHORT = Amount(2_000, 110 * MIB, (64 * MIB, 48 * MIB), 100, 240)
 WHOLE = Amount(24_000, 2_048 * MIB, (1_536 * MIB, 512 * MIB, 512 * MIB, 512 * MIB, 512 * MIB), 200, 3_600)
 
 
@@ -247,7 +247,7 @@ def lost_and_found(trial: Trial, count: int) -> None:
 @pytest.mark.parametrize(
     "amount",
     [
-        pytest.param(SHORT, id="short"),
+        pytest.param(SHORT, id="short", marks=pytest.mark.timeout(900)),  # where everything else runs too
         pytest.param(WHOLE, id="whole", marks=[pytest.mark.soak, pytest.mark.timeout(4 * 3_600)]),
     ],
 )
