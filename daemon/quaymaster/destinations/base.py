@@ -89,6 +89,18 @@ class Upload(Protocol):
         ...
 
 
+class Reading(Iterator[bytes]):
+    """An object's bytes as they come."""
+
+    def __init__(self, stored: Stored, pieces: Iterator[bytes]) -> None:
+        self.stored = stored
+        """The object as the destination tells of it with its bytes: metadata too, but perhaps no checksum."""
+        self._pieces = pieces
+
+    def __next__(self) -> bytes:
+        return next(self._pieces)
+
+
 class Destination(Protocol):
     """A place that files are delivered to. Thread-safe; opens no connection before it is first used."""
 
@@ -138,8 +150,10 @@ class Destination(Protocol):
         """
         ...
 
-    def read(self, stored: Stored) -> AbstractContextManager[Iterator[bytes]]:
-        """The object's bytes, past every cache, in pieces of at most 1 MiB; for reading back and restoring."""
+    def read(self, stored: Stored, at_once: int = 1) -> AbstractContextManager[Reading]:
+        """The object's bytes, past every cache, in pieces of at most 1 MiB; for reading back and restoring. Conflict
+        when it is not the object with this ETag any more. ``at_once``: requests that may be under way for a large one,
+        each with up to 8 MiB in memory; with one, no more than a piece is held."""
         ...
 
     def remove(self, stored: Stored) -> None:

@@ -29,7 +29,7 @@ from dataclasses import replace
 
 from quaymaster import keys
 from quaymaster.destinations import disk
-from quaymaster.destinations.base import OWN, Put
+from quaymaster.destinations.base import OWN, Put, Reading
 from quaymaster.destinations.directory_upload import READ_FLAGS, DirectoryUpload, Place, etag
 from quaymaster.destinations.disk import disk_errors
 from quaymaster.destinations.owner import TAG, is_dead, own_tag
@@ -117,7 +117,8 @@ class Directory:
                 return None
             try:
                 found = self.present(directory, place.leaf, key)
-                return found and replace(found, metadata=_attributes(directory, place.leaf))
+                status = os.stat(place.leaf, dir_fd=directory, follow_symlinks=False)
+                return found and replace(found, metadata=_attributes(status))
             except FileNotFoundError:
                 return None
             finally:
@@ -156,7 +157,7 @@ class Directory:
                 yield found
 
     @contextmanager
-    def read(self, stored: Stored) -> Iterator[Iterator[bytes]]:
+    def read(self, stored: Stored, at_once: int = 1) -> Iterator[Reading]:
         place = self.place(stored.key)
         with disk_errors(self.where(stored.key)):
             try:
@@ -174,19 +175,21 @@ class Directory:
             status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode) or (stored.etag and etag(status) != stored.etag):
                 raise self.taken(stored.key)
-            yield self._pieces(descriptor, stored)
+            found = replace(stored, size=status.st_size, metadata=_attributes(status))
+            yield Reading(found, self._pieces(descriptor, stored))
         finally:
             with suppress(OSError):  # says nothing about what was read
                 os.close(descriptor)
 
     def _pieces(self, descriptor: int, stored: Stored) -> Iterator[bytes]:
         size, digest = 0, hashlib.sha256()
+        known = stored.checksum.removeprefix("sha256:")
         with disk_errors(self.where(stored.key)):
             for piece in disk.pieces_past_cache(descriptor):
                 size += len(piece)
-                digest.update(piece)
+                if known:
+                    digest.update(piece)
                 yield bytes(piece)
-        known = stored.checksum.removeprefix("sha256:")
         if size != stored.size or (known and known != digest.hexdigest()):
             raise IntegrityError(
                 f"{self.where(stored.key)} reads back with other bytes than were put there", "Look at its filesystem"
@@ -362,9 +365,8 @@ class Directory:
             self.tell(kind, message)
 
 
-def _attributes(directory: int, leaf: bytes) -> dict[str, str]:
+def _attributes(status: os.stat_result) -> dict[str, str]:
     """What the file itself keeps of its source, in the words of an object's metadata."""
-    status = os.stat(leaf, dir_fd=directory, follow_symlinks=False)
     return {"quaymaster-mtime": str(status.st_mtime_ns), "quaymaster-mode": f"{stat.S_IMODE(status.st_mode):04o}"}
 
 

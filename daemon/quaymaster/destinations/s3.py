@@ -21,7 +21,7 @@ from typing import Any
 from urllib.parse import urlencode
 
 from quaymaster import keys
-from quaymaster.destinations.base import OWN, Put
+from quaymaster.destinations.base import OWN, Put, Reading
 from quaymaster.destinations.owner import own_tag
 from quaymaster.destinations.s3_claim import Claim
 from quaymaster.destinations.s3_objects import Objects
@@ -131,8 +131,8 @@ class S3:
             found for found in self._objects.listing(prefix) if prefix.startswith(OWN) or not found.key.startswith(OWN)
         )
 
-    def read(self, stored: Stored) -> AbstractContextManager[Iterator[bytes]]:
-        return self._objects.read(stored)
+    def read(self, stored: Stored, at_once: int = 1) -> AbstractContextManager[Reading]:
+        return self._objects.read(stored, at_once)
 
     def remove(self, stored: Stored) -> None:
         # A versioned object is removed by its version, which needs no condition.

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import itertools
 import string
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import quote, unquote
 
+from quaymaster.destinations.base import Reading
 from quaymaster.destinations.s3_listing import Ahead, Listed, Page, UnreadableError, page
 from quaymaster.destinations.s3_plain import Answer, ElsewhereError, Plain
 from quaymaster.destinations.s3_probe import plain_etag
+from quaymaster.destinations.s3_ranges import PIECE, RANGE, in_order, pieces_of
 from quaymaster.destinations.s3_wire import AbsentError, UploadGone, Wire, moment
 from quaymaster.errors import Conflict, DestinationMissing, IntegrityError, PermanentError, Unreachable
 from quaymaster.model import Digests, Stored
-
-PIECE = 1 << 20  # bytes; the most that read() yields at once
 
 _ALGORITHMS = ("SHA256", "CRC64NVME", "CRC32C", "CRC32", "SHA1")
 # User metadata travels in HTTP headers: printable ASCII only, and blanks at the ends are lost.
@@ -58,6 +59,10 @@ def held_parts(wire: Wire, whole_key: str, upload_id: str) -> dict[int, Held] | 
         if not answer.get("IsTruncated"):
             return held
         marker = {"PartNumberMarker": answer["NextPartNumberMarker"]}
+
+
+class _WholeError(Exception):
+    """The server answers with the whole object, whatever range is asked for."""
 
 
 class Objects:
@@ -144,40 +149,101 @@ class Objects:
         self._bucket_seen = True
 
     @contextmanager
-    def read(self, stored: Stored) -> Iterator[Iterator[bytes]]:
-        parameters = {"IfMatch": f'"{stored.etag}"'} if stored.etag else {}
+    def read(self, stored: Stored, at_once: int = 1) -> Iterator[Reading]:
+        """In one request, or in ranges that are fetched ahead: those of one ETag are of one object."""
+        if stored.size <= (RANGE if at_once > 1 else PIECE):
+            found, body = self._fetched(stored, 0, stored.size)
+            yield Reading(found, self._checked(pieces_of(body), stored))
+        elif at_once > 1 and stored.etag and (start := self._start(stored)):
+            rest = in_order(lambda at: self._fetched(stored, at, RANGE)[1], range(RANGE, stored.size, RANGE), at_once)
+            with closing(rest):
+                parts = itertools.chain([start[1]], rest)
+                yield Reading(start[0], self._checked((piece for part in parts for piece in pieces_of(part)), stored))
+        else:
+            answer = self._get(stored, {})
+            with closing(answer["Body"]) as body:
+                yield Reading(_stored(stored.key, answer), self._checked(self._streamed(body, stored), stored))
+
+    def _start(self, stored: Stored) -> tuple[Stored, bytes] | None:
+        """The first range; None from a server that knows no ranges."""
+        try:
+            return self._fetched(stored, 0, RANGE)
+        except _WholeError:
+            return None
+
+    def _fetched(self, stored: Stored, at: int, length: int) -> tuple[Stored, bytes]:
+        """What the server says of an object, and the bytes of it from ``at`` on. Of one that is not fetched whole, no
+        others: IntegrityError, and _WholeError when it answers with all of them."""
+        length = min(length, stored.size - at)
+        last = at + length - 1
+        part = {"Range": f"bytes={at}-{last}"} if length < stored.size else {}
+        found, told, body = self._get_plainly(stored, part, length) or self._get_by_library(stored, part, length)
+        if part and not told:
+            raise _WholeError
+        if part and (told != f"bytes {at}-{last}/{stored.size}" or len(body) != length):
+            raise IntegrityError(f"{self.where(stored.key)} gave other bytes than were asked for", "Read it again")
+        return replace(found, size=stored.size) if part else found, body
+
+    def _get_plainly(self, stored: Stored, part: Mapping[str, str], length: int) -> tuple[Stored, str, bytes] | None:
+        if (plain := self._plain) is None:
+            return None
+        key, where = self.whole_key(stored.key), self.where(stored.key)
+        query = {"versionId": stored.version_id} if stored.version_id else {}
+        headers = {"range": part["Range"]} if part else {}
+        if stored.etag:
+            headers["if-match"] = f'"{stored.etag}"'
+        try:
+            with self._found(stored):
+                answer = plain.object(key, where, query, headers, max(length, PIECE))
+        except ElsewhereError:
+            return None  # to those who can read any answer
+        said = _stored(stored.key, _said_of_object(answer, where))
+        return said, answer.headers.get("content-range", ""), answer.body
+
+    def _get_by_library(self, stored: Stored, part: Mapping[str, str], length: int) -> tuple[Stored, str, bytes]:
+        answer = self._get(stored, part)
+        told = str(answer.get("ContentRange") or "")
+        with closing(answer["Body"]) as body, self.wire.translated(self.whole_key(stored.key)):
+            data: bytes = body.read() if told else b"" if part else body.read(length + 1)
+        return _stored(stored.key, answer), told, data
+
+    def _get(self, stored: Stored, part: Mapping[str, str]) -> Mapping[str, Any]:
+        parameters = {**part, **({"IfMatch": f'"{stored.etag}"'} if stored.etag else {})}
         if stored.version_id:
             parameters["VersionId"] = stored.version_id
+        with self._found(stored):
+            return self.wire.call("get_object", self.whole_key(stored.key), **parameters)
+
+    @contextmanager
+    def _found(self, stored: Stored) -> Iterator[None]:
         try:
-            answer = self.wire.call("get_object", self.whole_key(stored.key), **parameters)
+            yield
         except Conflict:
             raise _taken(self.where(stored.key)) from None
         except AbsentError:
-            raise PermanentError(
-                f"{self.where(stored.key)} is gone",
-                "Look who removed it",
-            ) from None
-        body = answer["Body"]
-        try:
-            yield self._pieces(body, stored)
-        finally:
-            body.close()
+            raise PermanentError(f"{self.where(stored.key)} is gone", "Look who removed it") from None
 
-    def _pieces(self, body: Any, stored: Stored) -> Iterator[bytes]:
-        size, digest = 0, hashlib.sha256()
+    def _streamed(self, body: Any, stored: Stored) -> Iterator[bytes]:
         while True:
             with self.wire.translated(self.whole_key(stored.key)):
                 piece: bytes = body.read(PIECE)
             if not piece:
-                break
+                return
+            yield piece
+
+    def _checked(self, pieces: Iterator[bytes], stored: Stored) -> Iterator[bytes]:
+        """All that is known of the object is true of its bytes."""
+        size, digest = 0, hashlib.sha256()
+        whole = stored.checksum.removeprefix("SHA256:")
+        known = whole != stored.checksum and "-" not in whole  # of several parts only their digests' digest is known
+        for piece in pieces:
             size += len(piece)
-            digest.update(piece)
+            if known:
+                digest.update(piece)
             yield piece
         if size != stored.size:
             raise IntegrityError(f"{self.where(stored.key)} has {size} bytes instead of {stored.size}", "Read it again")
-        whole = stored.checksum.removeprefix("SHA256:")
-        composite = "-" in whole  # of several parts: only their digests' digest is known
-        if whole != stored.checksum and not composite and base64.b64decode(whole) != digest.digest():
+        if known and base64.b64decode(whole) != digest.digest():
             raise IntegrityError(f"{self.where(stored.key)} arrived with other bytes than are stored", "Read it again")
 
     def digest(self, stored: Stored) -> str:

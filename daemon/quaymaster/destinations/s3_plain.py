@@ -78,6 +78,10 @@ class Plain:
         """Of the object under the whole key; of the bucket, if that is empty."""
         return self._request("HEAD", key, query or {}, {"x-amz-checksum-mode": "ENABLED"} if key else {}, where)
 
+    def object(self, key: str, where: str, query: Mapping[str, str], headers: Mapping[str, str], most: int) -> Answer:
+        """An object's bytes, or a range of them. A body longer than ``most`` is not read: ElsewhereError."""
+        return self._request("GET", key, query, headers, where, most)
+
     def close(self) -> None:
         """Requests that are still running end on their own."""
         self._signer = None
@@ -85,7 +89,13 @@ class Plain:
             self._idle.pop().close()
 
     def _request(
-        self, method: str, key: str, query: Mapping[str, str], headers: Mapping[str, str], where: str
+        self,
+        method: str,
+        key: str,
+        query: Mapping[str, str],
+        headers: Mapping[str, str],
+        where: str,
+        most: int = 0,
     ) -> Answer:
         """Raises TransferError for every answer that is none of success, and ElsewhereError."""
         path = quote(f"/{self._settings.bucket}/{key}" if key else f"/{self._settings.bucket}", safe="/" + _UNRESERVED)
@@ -93,7 +103,7 @@ class Plain:
             f"{quote(name, safe=_UNRESERVED)}={quote(query[name], safe=_UNRESERVED)}" for name in sorted(query)
         )
         signed = self._signed(method, path, asked, headers, where)
-        answer = self._exchange(method, f"{path}?{asked}" if asked else path, signed, where)
+        answer = self._exchange(method, f"{path}?{asked}" if asked else path, signed, where, most)
         if answer.status < 300:
             return answer
         error = _refusal(answer, where, f"credentials {self._settings.credentials!r}")
@@ -115,7 +125,7 @@ class Plain:
 
     # -- connections --
 
-    def _exchange(self, method: str, target: str, headers: Mapping[str, str], where: str) -> Answer:
+    def _exchange(self, method: str, target: str, headers: Mapping[str, str], where: str, most: int) -> Answer:
         from http.client import HTTPException
 
         while True:
@@ -125,6 +135,8 @@ class Plain:
                 connection = connection or self._new_connection()
                 connection.request(method, target, headers=dict(headers))
                 reply = connection.getresponse()
+                if most and reply.status < 300 and (reply.length is None or reply.length > most):
+                    raise ElsewhereError
                 answer = _read(reply, where)
                 if not reply.will_close:
                     self._idle.append(connection)

@@ -27,6 +27,8 @@ _PART = re.compile(rb"\.qm-%b-restore-[0-9a-f]+\.part" % TAG.encode())
 _HIDDEN = re.compile(rb"\.(qm|quaymaster)-.*", re.DOTALL)
 _LEAVES = 64 << 20
 """Bytes that stay free on a disk that is restored to."""
+_STRIDE = 8 << 20
+"""Bytes after which the disk is set to work, so that it writes while the rest is fetched."""
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
@@ -207,6 +209,7 @@ class Landing:
     def __init__(self, ground: Ground, directory: int, part: bytes, path: bytes) -> None:
         """Takes ``directory`` over."""
         self._ground, self._directory, self._part, self._path = ground, directory, part, path
+        self._written = self._begun = 0  # bytes that were given to the kernel, and that it was told to write out
         ground.under_way(part, directory)
         try:
             self._file = os.open(part, disk.NEW_FLAGS, 0o600, dir_fd=directory)
@@ -219,6 +222,10 @@ class Landing:
         rest = memoryview(data)
         while rest:
             rest = rest[os.write(self._file, rest) :]
+        self._written += len(data)
+        if self._written - self._begun >= _STRIDE:
+            disk.begin_writing(self._file, self._begun, self._written - self._begun)
+            self._begun = self._written
 
     def complete(self, mode: int, mtime_ns: int) -> Identity:
         """Everything is written: make it durable, with the source's permission bits and time. Raises NameRefused for a

@@ -11,13 +11,14 @@ from __future__ import annotations
 import hashlib
 import threading
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from queue import Empty, Full, Queue
 from typing import Any
 
-from quaymaster.destinations.base import Destination
+from quaymaster.destinations.base import Destination, Reading
 from quaymaster.errors import (
     Conflict,
     IntegrityError,
@@ -29,6 +30,7 @@ from quaymaster.errors import (
 )
 from quaymaster.model import Compression, Identity, Stored, shown
 from quaymaster.pipeline.budget import Cancelled
+from quaymaster.pipeline.flights import Flights
 from quaymaster.pipeline.formats import expand
 from quaymaster.pipeline.landing import Ground
 
@@ -37,6 +39,10 @@ _WAIT = 1.0
 """Seconds before the second try; twice as long before the third."""
 _PATIENCE = 5.0
 """Seconds that the threads have to end when the run is given up."""
+_RECORDED = 500
+"""Files that are recorded together at most."""
+_AT_ONCE = 4
+"""Requests for one large object: what makes one connection slow (latency, a server's one thread) is had in parallel."""
 _MODE = 0o644
 """Of a file whose own permission bits nobody knows any more."""
 
@@ -103,8 +109,12 @@ class Restored:
     source: Source | None = None
     damaged: tuple[str, ...] = ()
     """What was wrong with copies that were tried before."""
+    job: int = 0
+    """What ``Restore.expect`` returned."""
 
 
+_Came = Restored | BaseException | None
+"""From a thread: what came of a file, why it ended, or that it ended."""
 Find = Callable[[], Iterable[Wanted]]
 """Says what is to be restored; may ask a destination, so it is called by the thread that does the work."""
 
@@ -118,19 +128,19 @@ class Restore:
     expect: Callable[[Wanted, Identity], int]
     """Told of a file that is complete, just before it gets its name; durable when it returns. What it returns is handed
     on to ``record``."""
-    record: Callable[[Wanted, Source, int], None]
-    """Told of a file that has its name."""
+    record: Callable[[Sequence[Restored]], None]
+    """Told of files that have their names, before anybody else is: many at once, since to remember them takes long."""
     dry_run: bool = False
     workers: int = 4
-    progress: Callable[[int], None] = lambda _: None
-    """Told the bytes that were written, by any thread."""
+    flights: Flights = field(default_factory=Flights)
+    """What is being brought back now."""
     _end: threading.Event = field(default_factory=threading.Event)
 
     def run(self, finds: Iterable[Find]) -> Generator[Restored, None, None]:
         """What comes of each file, as it comes. Closing the iterator, or an exception thrown into it, gives up: what
         is on its way is removed, at the latest by the next run."""
         todo: Queue[Find | None] = Queue(4 * self.workers)
-        done: Queue[Restored | BaseException | None] = Queue()
+        done: Queue[_Came] = Queue()
         threads = [
             threading.Thread(target=self._work, args=(todo, done), name=f"restore-{n}", daemon=True)
             for n in range(self.workers)
@@ -141,18 +151,24 @@ class Restore:
         left = len(threads)
         try:
             while left:
-                result = done.get()
-                if result is None:
-                    left -= 1
-                elif isinstance(result, BaseException):
-                    raise result
-                else:
-                    yield result
+                came = _all_of(done, wait=True)
+                left -= came.count(None)
+                yield from self._recorded(came)
+                if failure := next((one for one in came if isinstance(one, BaseException)), None):
+                    raise failure
         finally:
             self._end.set()
             until = time.monotonic() + _PATIENCE
             for thread in (feeder, *threads):
                 thread.join(max(0.0, until - time.monotonic()))
+            while came := _all_of(done, wait=False):
+                self._recorded(came)
+
+    def _recorded(self, came: Sequence[_Came]) -> list[Restored]:
+        results = [one for one in came if isinstance(one, Restored)]
+        if not self.dry_run and (new := [one for one in results if one.outcome is Outcome.RESTORED]):
+            self.record(new)
+        return results
 
     def _feed(self, finds: Iterable[Find], todo: Queue[Find | None], done: Queue[Any]) -> None:
         try:
@@ -217,9 +233,10 @@ class Restore:
                 if self.dry_run:
                     self._readable(wanted, source)
                     return Restored(wanted, Outcome.RESTORED, source=source)
-                end = self._patiently(lambda source=source: self._bring(wanted, ground, source))  # type: ignore[misc]
+                end, job = self._patiently(lambda source=source: self._bring(wanted, ground, source))  # type: ignore[misc]
                 taken = f"{wanted.shown} was made by somebody else at this moment; it is left alone"
-                return Restored(wanted, end, taken if end is Outcome.CONFLICT else "", source, tuple(damaged))
+                text = taken if end is Outcome.CONFLICT else ""
+                return Restored(wanted, end, text, source, tuple(damaged), job)
             except IntegrityError as error:
                 damaged.append(f"the copy {source.stored.key} at {source.destination}: {error.message}")
             except NameRefused as error:
@@ -252,7 +269,7 @@ class Restore:
                 digest.update(piece)
         return digest.hexdigest()
 
-    def _patiently(self, act: Callable[[], Outcome]) -> Outcome:
+    def _patiently(self, act: Callable[[], tuple[Outcome, int]]) -> tuple[Outcome, int]:
         for tried in range(1, _TRIES + 1):
             try:
                 return act()
@@ -263,44 +280,58 @@ class Restore:
             self._go_on()
         raise AssertionError("the last try returns or raises")
 
-    def _bring(self, wanted: Wanted, ground: Ground, source: Source) -> Outcome:
-        place, now = self._readable(wanted, source)
-        with ground.folder(wanted.target, create=True) as directory:
+    def _bring(self, wanted: Wanted, ground: Ground, source: Source) -> tuple[Outcome, int]:
+        with self._opened(wanted, source) as pieces, ground.folder(wanted.target, create=True) as directory:
             assert directory is not None
             landing = ground.begin(directory, wanted.target, wanted.size)
             try:
                 digest = hashlib.sha256()
-                with place.read(now) as pieces:
-                    for piece in expand(self._counted(pieces), source.compression, size=wanted.size):
+                with self.flights.one(wanted.shown, wanted.size) as moved:
+                    for piece in expand(self._while_wanted(pieces), source.compression, size=wanted.size):
                         digest.update(piece)
                         landing.write(piece)
+                        moved(len(piece))
                 if wanted.sha256 and digest.hexdigest() != wanted.sha256:
                     raise IntegrityError(f"it has SHA-256 {digest.hexdigest()} instead of {wanted.sha256}")
-                identity = landing.complete(_mode(now), wanted.mtime_ns)
+                identity = landing.complete(_mode(pieces.stored), wanted.mtime_ns)
                 self._go_on()
                 job = self.expect(wanted, identity)
                 published = landing.publish()
             finally:
                 landing.abort()
-        if published:
-            self.record(wanted, source, job)
-        return Outcome.RESTORED if published else Outcome.CONFLICT
+        return (Outcome.RESTORED if published else Outcome.CONFLICT), job
 
-    def _counted(self, pieces: Iterable[bytes]) -> Iterator[bytes]:
+    def _while_wanted(self, pieces: Iterable[bytes]) -> Iterator[bytes]:
         for piece in pieces:
             self._go_on()
-            self.progress(len(piece))
             yield piece
 
-    def _readable(self, wanted: Wanted, source: Source) -> tuple[Destination, Stored]:
-        """Where the object is, and the object as it is there now (with its metadata); the recorded version of it when
-        there is one. Raises TransferError, IntegrityError when it cannot be the recorded one."""
+    @contextmanager
+    def _opened(self, wanted: Wanted, source: Source) -> Iterator[Reading]:
+        """The bytes of an object. As a rule it is as it was recorded, and need not be asked for before it is read."""
+        place, then = self._place(wanted, source), replace(source.stored, checksum="")
+        with ExitStack() as stack:
+            try:
+                reading = stack.enter_context(place.read(then, _AT_ONCE))
+            except (Conflict, PermanentError):  # another object with the same bytes will do
+                _, now = self._readable(wanted, source)
+                reading = stack.enter_context(place.read(now, _AT_ONCE))
+            if reading.stored.size != then.size:
+                raise IntegrityError(f"it has {reading.stored.size:,} bytes instead of {then.size:,}")
+            yield reading
+
+    def _place(self, wanted: Wanted, source: Source) -> Destination:
         place = self.place(source.destination, wanted.watch)
         if place is None:
             raise PermanentError(f"There is no destination {source.destination} any more", "Configure it again")
         if source.gone:
             raise PermanentError(source.gone)
-        then = source.stored
+        return place
+
+    def _readable(self, wanted: Wanted, source: Source) -> tuple[Destination, Stored]:
+        """Where the object is, and the object as it is there now (with its metadata); the recorded version of it when
+        there is one. Raises TransferError, IntegrityError when it cannot be the recorded one."""
+        place, then = self._place(wanted, source), source.stored
         now = place.stat(then.key)
         if then.version_id:
             metadata: Mapping[str, str] = now.metadata if now else {}
@@ -314,6 +345,15 @@ class Restore:
     def _go_on(self) -> None:
         if self._end.is_set():
             raise Cancelled
+
+
+def _all_of(done: Queue[_Came], *, wait: bool) -> list[_Came]:
+    """What is in the queue now; ``wait``: at least one."""
+    came = [done.get()] if wait else []
+    with suppress(Empty):
+        while len(came) < _RECORDED:
+            came.append(done.get_nowait())
+    return came
 
 
 def _mode(now: Stored) -> int:

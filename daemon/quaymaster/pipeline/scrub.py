@@ -22,8 +22,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from quaymaster.destinations.base import Destination
 from quaymaster.errors import Conflict, DestinationMissing, IntegrityError, TemporaryError, TransferError
-from quaymaster.model import Stored
+from quaymaster.model import Stored, shown
 from quaymaster.pipeline.budget import Cancelled
+from quaymaster.pipeline.flights import Flights
 from quaymaster.pipeline.formats import expand
 from quaymaster.store import Copy, Selection, Store
 
@@ -134,8 +135,8 @@ class _Seen:
 
 @dataclass(slots=True)
 class Scrub:
-    """One run. ``tell`` is given each fault as it is found; ``look`` the figures so far, now and then. ``rest`` is
-    called with the seconds that a piece of work took, and may wait as long as it likes."""
+    """One run. ``tell`` is given each fault as it is found. ``rest`` is called with the seconds that a piece of work
+    took, and may wait as long as it likes."""
 
     store: Store
     places: Places
@@ -145,10 +146,13 @@ class Scrub:
     """Bytes that may be read; a single larger object is read when its turn has come."""
     workers: int = 1
     tell: Callable[[Fault], None] = lambda _: None
-    look: Callable[[Summary], None] = lambda _: None
     cancelled: Callable[[], bool] = lambda: False
     rest: Callable[[float], None] = lambda _: None
     clock: Callable[[], float] = time.time
+    flights: Flights = field(default_factory=Flights)
+    """What is being read now."""
+    summary: Summary = field(init=False)
+    """The figures so far."""
     _end: threading.Event = field(default_factory=threading.Event)
     _upto: int = 0
     _read_at_most: int | None = None
@@ -158,9 +162,12 @@ class Scrub:
     _gone: dict[str, TransferError] = field(default_factory=dict)
     """Destinations that give no answer any more."""
 
+    def __post_init__(self) -> None:
+        self.summary = Summary(self.depth.value, self.clock())
+
     def run(self) -> Summary:
         """Raises StoreError. When cancelled, what was found so far is recorded, and ``complete`` is False."""
-        summary = Summary(self.depth.value, self.clock())
+        summary = self.summary
         self._upto, self._read_at_most = self.store.last_delivery(), self.budget
         wanted = self.store.destinations(self.which)
         summary.copies = sum(number for number, _ in wanted.values())
@@ -231,7 +238,6 @@ class Scrub:
             if len(objects) >= 2 * _PAGE:
                 self._go_on()
                 compare()
-                self.look(summary)
         compare()
         return found
 
@@ -301,7 +307,6 @@ class Scrub:
                 self._settled.add(one.copy.delivery.id)
                 self._judge(one, summary)
         self.store.verified(good, [one.copy.delivery.id for one in read], level.value)
-        self.look(summary)
 
     def _judge(self, one: _Seen, summary: Summary) -> None:
         """What the service replaced meanwhile, or is replacing, is no failure."""
@@ -359,21 +364,25 @@ class Scrub:
         proof = copy.delivery.proof
         stored, source, counted = hashlib.sha256(), hashlib.sha256(), 0
 
-        def passing(pieces: Iterable[bytes]) -> Iterator[bytes]:
+        def passing(pieces: Iterable[bytes], moved: Callable[[int], None]) -> Iterator[bytes]:
             nonlocal counted
             began = time.monotonic()
             for piece in pieces:
                 self._go_on()
                 stored.update(piece)
                 counted += len(piece)
+                moved(len(piece))
                 yield piece
                 self.rest(time.monotonic() - began)
                 began = time.monotonic()
 
         try:
             # Without what the destination knows of the checksum: the recorded digests are what counts here.
-            with place.read(replace(now, checksum="", metadata={})) as pieces:
-                for piece in expand(passing(pieces), proof.compression, size=proof.version.size):
+            with (
+                self.flights.one(shown(proof.version.path), now.size) as moved,
+                place.read(replace(now, checksum="", metadata={})) as pieces,
+            ):
+                for piece in expand(passing(pieces, moved), proof.compression, size=proof.version.size):
                     source.update(piece)
         except IntegrityError as error:
             return _Seen(copy, "damaged", error.message[:1].lower() + error.message[1:], counted)

@@ -197,10 +197,12 @@ class Sending:
             ]
         else:
             said = self.store.reports().get("progress", (0.0, {}))[1].get("jobs", {})
+            mine = {int(number): job for number, job in said.items() if int(number) in self._pending}
+            names = {outcome.job: _name(outcome.version.path) for outcome in self.store.outcomes([*mine], self.since)}
             found = [
-                (f"job {number}", int(job["source_bytes"]), int(job["size"]), str(job["stage"]))
-                for number, job in said.items()
-                if int(number) in self._pending
+                (names[number], int(job["source_bytes"]), int(job["size"]), str(job["stage"]))
+                for number, job in mine.items()
+                if number in names
             ]
         return sorted(found, key=lambda one: -one[2])
 

@@ -18,7 +18,7 @@ from quaymaster.model import FileVersion, Identity, Job, Proof, Stage, State
 from quaymaster.store import copies, custody, jobs, ledger, passes
 from quaymaster.store.copies import Copy, Place, Selection
 from quaymaster.store.custody import Entry, Head
-from quaymaster.store.db import DAMAGED, FILE_NAME, Database
+from quaymaster.store.db import DAMAGED, FILE_NAME, Database, Transaction
 from quaymaster.store.jobs import Filter
 from quaymaster.store.ledger import Delivery
 from quaymaster.store.passes import Outcome, Row
@@ -383,16 +383,24 @@ class Store:
         with self._db.read() as t:
             return copies.files(t, which, after, limit)
 
+    def extent(self, which: Selection) -> tuple[int, int]:
+        """How many files :meth:`files` tells of, and their bytes."""
+        with self._db.read() as t:
+            return copies.extent(t, which)
+
     def expect(self, version: FileVersion) -> int:
         """A file is about to be brought back to its own place: this version counts as delivered from now on. The number
         of its job."""
         return self._db.write(lambda t: copies.expect(t, version, self._clock()))
 
-    def restored(self, watch: str, path: bytes, details: Mapping[str, Any], job: int = 0) -> None:
-        """Note in the custody log that a file was brought back; ``job`` is what :meth:`expect` has returned."""
-        self._db.write(
-            lambda t: custody.append(t, "restored", self._clock(), job=job, watch=watch, path=path, details=details)
-        )
+    def restored(self, files: Sequence[tuple[str, bytes, int, Mapping[str, Any]]]) -> None:
+        """Note in the custody log that files were brought back: watch, path, what :meth:`expect` returned, details."""
+
+        def note(t: Transaction) -> None:
+            for watch, path, job, details in files:
+                custody.append(t, "restored", self._clock(), job=job, watch=watch, path=path, details=details)
+
+        self._db.write(note)
 
     # -- one pass over a tree --
 

@@ -168,6 +168,15 @@ def files(t: Transaction, which: Selection, after: Place | None, limit: int) -> 
     return found
 
 
+def extent(t: Transaction, which: Selection) -> tuple[int, int]:
+    """How many files :func:`files` tells of, and their bytes, a newer version's where there are several."""
+    where, values = _where(which)
+    # Beside max() stands the size of the row that has it (SQLite, "Bare columns in an aggregate query").
+    newest = f"SELECT max(ledger.id), size {_FROM} WHERE {where} GROUP BY ledger.watch_id, ledger.path"
+    found = t.execute(f"SELECT count(*), coalesce(sum(size), 0) FROM ({newest})", values).fetchone()
+    return int(found[0]), int(found[1])
+
+
 def expect(t: Transaction, version: FileVersion, now: float) -> int:
     """Let a file that is about to be brought back count as delivered, so that it is not taken again. The number of its
     job; a job that is open already stays as it is."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from quaymaster.cli.sync import _how_far, _lines, _Rate, _spread
+from quaymaster.cli.sync import _Following, _lines, _spread
 from quaymaster.service.summary import Moment, Summary
 
 
@@ -22,13 +22,21 @@ def test_types_are_all_words_up_to_the_next_option(given: list[str], meant: list
     assert _spread(given) == meant
 
 
-def test_the_progress_tells_files_bytes_rate_time_left_and_each_file() -> None:
-    rate = _Rate()
-    first = Moment("send", 1, 10, 0, 100 << 20, (("a.fastq", 1, 4),))
-    assert _how_far(first, rate, 10.0) == "sending: 1 of 10 files, 0 B of 100 MiB (0 %); a.fastq 25 %"
-    later = Moment("send", 2, 10, 20 << 20, 100 << 20)
-    assert _how_far(later, rate, 12.0) == "sending: 2 of 10 files, 20.0 MiB of 100 MiB (20 %), 10.0 MiB/s, 8 s left"
-    assert _how_far(Moment("scan", 1_234), rate, 0.0) == "scanning: 1,234 files"
+def test_what_is_shown_is_the_newest_moment() -> None:
+    following = _Following()
+    assert following.view() is None
+    following.note(Moment("scan", 1_234))
+    seen = following.view()
+    assert seen
+    assert seen.whole[0] == "scanning: 1,234 files"
+    following.note(Moment("compare", 1, 10))
+    following.note(Moment("send", 1, 10, 0, 100 << 20, (("a.fastq", 1, 4),)))
+    seen = following.view()
+    assert seen
+    assert (seen.whole[0], seen.files) == (
+        "sending: 1 of 10 files, 0 B of 100 MiB (0 %)",
+        (("a.fastq", 1, 4),),
+    )
 
 
 def test_the_summary_names_only_what_there_was() -> None:

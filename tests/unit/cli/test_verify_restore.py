@@ -2,42 +2,12 @@
 
 from __future__ import annotations
 
-import io
 import os
 import time
 
 import pytest
 
-from quaymaster.cli.progress import Progress
 from quaymaster.cli.restore import moment
-
-
-class Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
-
-
-def test_progress_is_one_line_on_a_terminal_and_leaves_none() -> None:
-    stream, now = Terminal(), [0.0]
-    progress = Progress(stream, quiet=False, clock=lambda: now[0])
-    for number in range(10):
-        progress.update(lambda number=number: f"{number}\n of ten")
-        now[0] += 0.1
-    assert stream.getvalue().count("\r\x1b[K") == 5
-    assert "\n" not in stream.getvalue(), "a name cannot break the line"
-    progress.clear()
-    assert stream.getvalue().endswith("\r\x1b[K")
-
-
-def test_progress_is_a_line_now_and_then_in_a_log_and_nothing_when_quiet() -> None:
-    for quiet, lines in ((False, ["10", "20"]), (True, [])):
-        stream, now = io.StringIO(), [0.0]
-        progress = Progress(stream, quiet=quiet, clock=lambda now=now: now[0])
-        for number in range(25):
-            now[0] = float(number)
-            progress.update(lambda number=number: str(number))
-        progress.clear()
-        assert stream.getvalue().split() == lines
 
 
 def test_times_are_understood_as_people_write_them(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import zstandard
 
-from quaymaster.destinations.base import Destination, Put
+from quaymaster.destinations.base import Destination, Put, Reading
 from quaymaster.destinations.directory import Directory
 from quaymaster.errors import Conflict, PermanentError, TransferError
 from quaymaster.keys import escape
@@ -59,14 +59,14 @@ class Bucket:
                 yield replace(stored, checksum="", metadata={})
 
     @contextmanager
-    def read(self, stored: Stored) -> Iterator[Iterator[bytes]]:
+    def read(self, stored: Stored, at_once: int = 1) -> Iterator[Reading]:
         self._may("read", stored.key)
         found = self.versions.get(stored.version_id) if stored.version_id else self.objects.get(stored.key)
         if found is None:
             raise PermanentError(f"{stored.key} is gone")
         if found[0].etag != stored.etag:
             raise Conflict(f"{stored.key} is not the object that was put there")
-        yield iter([found[1][i : i + 1000] for i in range(0, len(found[1]), 1000)])
+        yield Reading(found[0], iter([found[1][i : i + 1000] for i in range(0, len(found[1]), 1000)]))
 
 
 class Archive:

@@ -56,10 +56,10 @@ class Target:
         return Ground(str(self.path))
 
     def restore(self, finds: Iterable[restore.Find], *, dry_run: bool = False, workers: int = 3) -> list[Restored]:
-        work = Restore(
-            self.archive.of, lambda *_: 7, lambda w, s, job: self.told.append(f"{w.path!r} {s.destination} {job}"),
-            dry_run, workers,
-        )  # fmt: skip
+        def record(came: Iterable[Restored]) -> None:
+            self.told += [f"{r.wanted.path!r} {r.source.destination} {r.job}" for r in came if r.source]
+
+        work = Restore(self.archive.of, lambda *_: 7, record, dry_run, workers)
         with closing(work.run(finds)) as results:
             return list(results)
 
@@ -416,7 +416,7 @@ def test_a_restored_version_is_known_and_not_taken_again(archive) -> None:
     back = Identity(424242, 3, delivery.proof.version.identity.mtime_ns)
     assert archive.store.known("landing", [(b"a", back)]) == [False]
     job = archive.store.expect(replace(delivery.proof.version, identity=back))
-    archive.store.restored("landing", b"a", {"key": "a"}, job)
+    archive.store.restored([("landing", b"a", job, {"key": "a"})])
     assert archive.store.known("landing", [(b"a", back)]) == [True]
     assert archive.store.enqueue([replace(delivery.proof.version, identity=back)]) == 0
     assert [(e["job"], e["key"]) for e in archive.custody("restored")] == [(job, "a")]
@@ -439,3 +439,29 @@ def test_a_filesystem_that_does_not_tell_cases_apart_gets_no_second_file(archive
     results = target.recorded(workers=1)
     assert sorted(outcomes(results).values()) == ["refused", "restored"]
     assert "upper and lower case" in next(r.text for r in results if r.outcome is Outcome.REFUSED)
+
+
+def test_an_object_that_is_as_recorded_takes_one_request_and_another_with_the_same_bytes_will_do(
+    archive, target
+) -> None:
+    archive.deliver(b"a", b"one", to="bucket")
+    archive.deliver(b"b", b"two", to="bucket")
+    content = archive.bucket.objects["b"][1]
+    archive.bucket.put("b", content, metadata={"quaymaster-mode": "0600"})
+    stored, content = archive.bucket.objects["b"]
+    archive.bucket.objects["b"] = replace(stored, etag="labelled-anew"), content
+    archive.bucket.asked.clear()
+    assert outcomes(target.recorded(workers=1)) == {b"a": "restored", b"b": "restored"}
+    assert archive.bucket.asked == ["read a", "read b", "stat b", "read b"]
+    assert target.files() == {b"a": b"one", b"b": b"two"}
+
+
+def test_what_is_restored_is_recorded_before_anybody_is_told(archive, target) -> None:
+    for number in range(20):
+        archive.deliver(b"f%d" % number, b"x", to="bucket")
+    ground = target.ground()
+    recorded: list[bytes] = []
+    work = Restore(archive.of, lambda *_: 0, lambda came: recorded.extend(r.wanted.path for r in came))
+    for result in work.run(recall.from_ledger(archive.store, Selection(), lambda _, path: Spot(ground, path))):
+        assert result.wanted.path in recorded
+    assert sorted(recorded) == sorted(b"f%d" % number for number in range(20))
