@@ -102,7 +102,7 @@ class DirectoryUpload:
         """What the device or server holds under the part's name is what the caller hashed."""
         descriptor = os.open(self._part, READ_FLAGS, dir_fd=self._directory)
         try:
-            size, sha256 = disk.digest_past_cache(descriptor)
+            size, sha256 = disk.digest_past_cache(descriptor, self._home.beat)
         finally:
             os.close(descriptor)
         if (size, sha256) != (digests.size, digests.sha256):
@@ -147,7 +147,7 @@ class DirectoryUpload:
         """Whether the file that has the name now has this content (``sha256:<hex>``)."""
         descriptor = os.open(self._place.leaf, READ_FLAGS, dir_fd=self._directory)
         try:
-            return "sha256:" + disk.digest_past_cache(descriptor)[1] == checksum
+            return "sha256:" + disk.digest_past_cache(descriptor, self._home.beat)[1] == checksum
         finally:
             os.close(descriptor)
 

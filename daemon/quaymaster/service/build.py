@@ -15,6 +15,7 @@ from quaymaster.config import (
     Watch,
     read_credentials,
 )
+from quaymaster.destinations.answering import Answering
 from quaymaster.destinations.base import Destination
 from quaymaster.destinations.directory import Directory
 from quaymaster.intake.mounts import Ground
@@ -24,6 +25,7 @@ from quaymaster.pipeline.transfer import Route, Standing
 from quaymaster.pipeline.worker import Lane
 from quaymaster.service import anchor
 from quaymaster.service.anchor import Anchor
+from quaymaster.service.watchdog import on_network
 from quaymaster.source import Pulse, Root
 
 
@@ -63,9 +65,19 @@ def destination(
                 on_pins=on_pins,
             )
         case DirectoryDestination():
-            return Directory(name, wanted.path, emit=emit, anchor=anchored(wanted.path))
+            return _in_time(name, wanted.path, wanted.hang_after, emit, anchored(wanted.path))
         case BesideDestination():
             return None
+
+
+def _in_time(name: str, path: str, hang_after: float, emit: Emit, anchor: Anchor) -> Destination:
+    """A directory whose filesystem holds nobody up when it hangs."""
+    return Answering(
+        lambda beat: Directory(name, path, emit=emit, anchor=anchor, beat=beat),
+        path,
+        hang_after=hang_after,
+        may_hang=lambda: on_network(path),
+    )
 
 
 def _credentials(wanted: S3Destination) -> Callable[[], Credentials | None]:
@@ -105,5 +117,7 @@ def lane(
         host=config.service.host,
         compression_disabled=config.compression_disabled,
     )
-    mover = Directory(f"{watch.name}:after", watch.after_dir, emit=emit, anchor=moved_to) if watch.after_dir else None
+    mover = None
+    if watch.after_dir:
+        mover = _in_time(f"{watch.name}:after", watch.after_dir, watch.hang_after, emit, moved_to)
     return Lane(route, Disposal(watch.after, mover, watch.after_dir or ""), watch.after_grace)
