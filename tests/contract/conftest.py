@@ -11,7 +11,7 @@ from contextlib import closing
 
 import pytest
 
-from contract.places import BUCKET, DirectoryPlace, Place, S3Place, Settings
+from contract.places import BUCKET, AskedPlace, DirectoryPlace, Place, S3Place, Settings
 from servers.seaweed import Seaweed
 from servers.tls import Authority
 
@@ -56,7 +56,12 @@ def tmpfs() -> Iterator[DirectoryPlace]:
     shutil.rmtree(path)
 
 
-@pytest.fixture(params=["ext4", "tmpfs", "s3", "s3_tls"])
+@pytest.fixture
+def asked(tmp_path_factory: pytest.TempPathFactory) -> AskedPlace:
+    return AskedPlace(str(tmp_path_factory.mktemp("destination")))
+
+
+@pytest.fixture(params=["ext4", "tmpfs", "asked", "s3", "s3_tls"])
 def place(request: pytest.FixtureRequest) -> Place:
     chosen: Place = request.getfixturevalue(request.param)
     return chosen

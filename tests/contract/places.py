@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from quaymaster.destinations.answering import Answering
 from quaymaster.destinations.base import Destination, Put
 from quaymaster.destinations.directory import Directory
 from quaymaster.destinations.s3 import S3
@@ -89,6 +90,16 @@ class DirectoryPlace(Place):
         with open(path + ".new", "wb") as file:
             file.write(data)
         os.rename(path + ".new", path)
+
+
+class AskedPlace(DirectoryPlace):
+    """The same, as if on a filesystem that may hang."""
+
+    def make(self) -> Answering:  # type: ignore[override]
+        def directory(beat: Callable[[], None]) -> Directory:
+            return Directory("nas", self.path, emit=self.events.append, beat=beat)
+
+        return Answering(directory, self.path, hang_after=30, may_hang=lambda: True)
 
 
 class S3Place(Place):

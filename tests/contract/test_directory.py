@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import itertools
 import os
 import socket
 import subprocess
@@ -492,3 +493,26 @@ def test_with_a_c_library_without_renameat2(place: DirectoryPlace, monkeypatch: 
     monkeypatch.setattr(os, "link", fails_with(errno.EPERM))
     destination = place.make()
     assert content(destination, deliver(destination, "a", b"abc")) == b"abc"
+
+
+@pytest.mark.parametrize("asked", ["replace", "holding"])
+def test_a_bit_that_flips_while_a_copy_of_ours_is_looked_at_does_not_make_it_a_foreign_one(
+    ext4: DirectoryPlace, monkeypatch: pytest.MonkeyPatch, asked: str
+) -> None:
+    """It would park the next version, or make the service forget what it had put there."""
+    destination, real, turns = ext4.make(), disk.pieces_past_cache, itertools.count()
+    old = deliver(destination, "a", b"first")
+
+    def flipping(descriptor: int) -> Iterator[memoryview]:
+        for piece in real(descriptor):
+            wrong = bytes([piece[0] ^ 1]) + bytes(piece[1:])
+            yield memoryview(wrong) if bytes(piece) == b"first" and next(turns) == 0 else piece
+
+    monkeypatch.setattr(disk, "pieces_past_cache", flipping)
+    ask = {
+        "replace": lambda: deliver(destination, "a", b"second", replace=old),
+        "holding": lambda: destination.holding("a", digests_of(b"first")),
+    }[asked]
+    with pytest.raises(IntegrityError, match="differently each time"):
+        ask()
+    assert deliver(destination, "a", b"second", replace=old).size == 6

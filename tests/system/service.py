@@ -132,6 +132,13 @@ class Service:
         done = self.command(*arguments, "--json", timeout=timeout)
         return done.returncode, json.loads(done.stdout) if done.stdout.strip() else None
 
+    def begin(self, *arguments: str | bytes) -> subprocess.Popen[str]:
+        """A command whose lines are read while it runs."""
+        return subprocess.Popen(
+            [*COMMAND, *arguments, "--config", str(self.config_file)], env=self.environment, encoding="utf-8",
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+
     def command(self, *arguments: str | bytes, timeout: float = 60) -> subprocess.CompletedProcess[str]:
         """Run a command as a person does."""
         return subprocess.run(

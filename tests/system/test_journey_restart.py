@@ -198,7 +198,9 @@ def kill_at_random(home: Home, serve: Serve, bucket: Bucket, times: int) -> None
     producer.start()
     reader.start()
     try:
-        for _ in range(times):
+        for number in range(times):
+            if number % 2:  # else each kill could come before the first delivery of a run, on a slow machine
+                until(lambda: service.states()[State.DONE] > producer.sent, 60, "a delivery")
             time.sleep(chance.uniform(0.1, 2.5))  # the instant of the kill is what is tested
             service.kill()
             service.start()

@@ -386,3 +386,53 @@ def test_files_are_not_moved_to_below_the_mount_point_either(home: Home, serve: 
     share.mount()
     service.until_done(2)
     assert (share.held / "done/b").read_bytes() == CONTENT
+
+
+def goes_far_and_near(home: Home, share: FaultyFilesystem) -> str:
+    """The local "landing" goes to the archive and "travels" to the share; two workers, which one hang would use up."""
+    settings = f"""
+[destination.far]
+type = "directory"
+path = {quoted(share.seen)}
+hang_after = "1s"
+[watch.travels]
+path = {quoted(home.folder / "travels")}
+destinations = ["far"]
+key = "{{path}}"
+settle = "0.3s"
+compress = {{ format = "zstd", min_size = "1KiB" }}
+"""
+    (home.folder / "travels").mkdir()
+    compressing = 'compress = { format = "zstd", min_size = "1KiB" }'
+    return home.config(compressing, limits="files = 2", service='stop_timeout = "3s"') + settings
+
+
+@pytest.mark.parametrize("operation", ["write", "fsync", "link", "every"])
+def test_a_destination_that_hangs_holds_up_its_own_files_alone(
+    home: Home, serve: Serve, share: FaultyFilesystem, operation: str
+) -> None:
+    service = serve(goes_far_and_near(home, share))
+    (home.folder / "travels/first").write_bytes(CONTENT)
+    service.until_done(1)
+    share.fail(**(EVERYTHING_HANGS if operation == "every" else {operation: "hang"}))
+    for number in range(6):
+        (home.folder / f"travels/a{number}").write_bytes(CONTENT)
+    find = {"states": (State.WAITING,), "watch": "travels", "error_code": "unreachable"}
+    until(lambda: len(service.jobs(**find)) == 6, 60, "all of them wait")
+    assert all("No answer from the filesystem of" in job.error for job in service.jobs(**find))
+    local_goes_on(home, service, "local")
+    status = " ".join(service.command("status", "--all").stdout.split())
+    assert "No answer from the filesystem of" in status
+    with service.begin("check", "--destinations") as check:
+        assert check.stdout is not None
+        assert any("No answer from the filesystem of" in line for line in check.stdout)
+        share.fail()  # before that, the call that hangs keeps the process
+        assert check.wait(30) == 1
+    service.cli("jobs", "retry", "--all")
+    service.until_done(11, 90)
+    until(
+        lambda: not [name for name in os.listdir(share.held) if f"-{service.pid}-" in name], 60, "nothing is left over"
+    )
+    assert all((share.held / f"a{number}").read_bytes() == CONTENT for number in range(6))
+    is_calm(service.log)
+    service.stop()

@@ -190,6 +190,8 @@ class DirectoryDestination(_Table):
     name: str
     type: Literal["directory"] = "directory"
     path: AbsolutePath
+    hang_after: Annotated[float, Duration(SHORTEST_WAIT, 3600)] = 30.0
+    """Seconds without an answer from a network file system, after which it counts as unreachable."""
 
 
 class BesideDestination(_Table):

@@ -65,10 +65,13 @@ class Directory:
         tag: str | None = None,
         token: Callable[[], str] = lambda: secrets.token_hex(8),
         anchor: Callable[[int | None], None] = lambda _: None,
+        beat: Callable[[], None] = lambda: None,
     ) -> None:
         """``anchor`` is given a descriptor of the root each time it is entered, or None when it cannot be, and raises
-        Unreachable when what belongs there is not mounted."""
+        Unreachable when what belongs there is not mounted. ``beat`` is called in the midst of what takes long, as a
+        sign of life."""
         self._anchor = anchor
+        self.beat = beat
         self.name = name
         self.path = path
         self._emit = emit
@@ -81,7 +84,8 @@ class Directory:
 
     def longest_name(self) -> int:
         try:
-            return os.pathconf(self.path, "PC_NAME_MAX")
+            # Not os.pathconf(): it holds the interpreter's lock, so one that hangs would stop every thread.
+            return os.statvfs(self.path).f_namemax
         except OSError:
             return 255
 
@@ -128,13 +132,19 @@ class Directory:
         present = self.stat(key)
         if present is None or present.size != digests.size:
             return None
+        found = self._digest(present)
+        if found == digests.sha256:
+            return replace(present, checksum=f"sha256:{digests.sha256}", evidence="readback")
+        if self._digest(present) != found:  # one reading that differs may itself be what is damaged
+            raise IntegrityError(f"{self.where(key)} reads back differently each time", "Look at its filesystem")
+        return None
+
+    def _digest(self, present: Stored) -> str:
         total = hashlib.sha256()
         with self.read(present) as pieces:
             for piece in pieces:
                 total.update(piece)
-        if total.hexdigest() != digests.sha256:
-            return None
-        return replace(present, checksum=f"sha256:{digests.sha256}", evidence="readback")
+        return total.hexdigest()
 
     def listing(self, prefix: str = "") -> Iterator[Stored]:
         with disk_errors(self.path):
@@ -142,6 +152,7 @@ class Directory:
             try:
                 # Links are not followed: what they lead to is not what was put here.
                 for folder, folders, files, directory in os.fwalk(b".", dir_fd=root, onerror=_raise):
+                    self.beat()
                     base = folder[2:] + b"/" if folder != b"." else b""
                     folders[:] = [name for name in folders if _leads_to(keys.escape(base + name) + "/", prefix)]
                     for name in files:
@@ -186,6 +197,7 @@ class Directory:
         known = stored.checksum.removeprefix("sha256:")
         with disk_errors(self.where(stored.key)):
             for piece in disk.pieces_past_cache(descriptor):
+                self.beat()
                 size += len(piece)
                 if known:
                     digest.update(piece)
@@ -256,6 +268,7 @@ class Directory:
             root = self.open_root()
             try:
                 for _, _, files, directory in os.fwalk(b".", dir_fd=root):
+                    self.beat()
                     for name in filter(_PART.fullmatch, files):
                         with suppress(FileNotFoundError):
                             status = os.stat(name, dir_fd=directory, follow_symlinks=False)

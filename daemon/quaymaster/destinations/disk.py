@@ -9,7 +9,7 @@ import hashlib
 import mmap
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 from quaymaster.errors import (
@@ -163,10 +163,11 @@ def _set_direct(descriptor: int, wanted: bool) -> bool:
     return wanted
 
 
-def digest_past_cache(descriptor: int) -> tuple[int, str]:
-    """(bytes, SHA-256 in hex) of the file as the device or server has it."""
+def digest_past_cache(descriptor: int, beat: Callable[[], None] = lambda: None) -> tuple[int, str]:
+    """(bytes, SHA-256 in hex) of the file as the device or server has it. ``beat`` is called for each piece."""
     size, digest = 0, hashlib.sha256()
     for piece in pieces_past_cache(descriptor):
+        beat()
         size += len(piece)
         digest.update(piece)
     return size, digest.hexdigest()

@@ -83,7 +83,7 @@ class Ground:
         *folders, leaf = path.split(b"/")
         with disk.disk_errors(self.where(path)):
             directory = self._root()
-            longest = os.fpathconf(directory, "PC_NAME_MAX")
+            longest = os.fstatvfs(directory).f_namemax
             try:
                 if too_long := [part for part in (*folders, leaf) if len(part) > longest]:
                     raise NameRefused(

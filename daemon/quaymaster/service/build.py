@@ -41,11 +41,23 @@ def destination(
                 on_pins=on_pins,
             )
         case "directory":
-            from quaymaster.destinations.directory import Directory
-
-            return Directory(name, wanted.path, emit=emit, anchor=anchored(wanted.path))
+            return in_time(name, wanted.path, wanted.hang_after, emit, anchored(wanted.path))
         case "beside":
             return None
+
+
+def in_time(name: str, path: str, hang_after: float, emit: Emit, anchor: Anchor) -> Destination:
+    """A directory whose filesystem holds nobody up when it hangs."""
+    from quaymaster.destinations.answering import Answering
+    from quaymaster.destinations.directory import Directory
+    from quaymaster.service.watchdog import on_network
+
+    return Answering(
+        lambda beat: Directory(name, path, emit=emit, anchor=anchor, beat=beat),
+        path,
+        hang_after=hang_after,
+        may_hang=lambda: on_network(path),
+    )
 
 
 def _credentials(wanted: S3Destination) -> Callable[[], Credentials | None]:

@@ -7,7 +7,6 @@ from typing import Protocol
 
 from quaymaster.config import Config, Watch
 from quaymaster.destinations.base import Destination
-from quaymaster.destinations.directory import Directory
 from quaymaster.intake.mounts import Ground
 from quaymaster.model import Emit
 from quaymaster.pipeline.dispose import Disposal
@@ -48,5 +47,7 @@ def lane(
         host=config.service.host,
         compression_disabled=config.compression_disabled,
     )
-    mover = Directory(f"{watch.name}:after", watch.after_dir, emit=emit, anchor=moved_to) if watch.after_dir else None
+    mover = None
+    if watch.after_dir:
+        mover = build.in_time(f"{watch.name}:after", watch.after_dir, watch.hang_after, emit, moved_to)
     return Lane(route, Disposal(watch.after, mover, watch.after_dir or ""), watch.after_grace)
