@@ -22,7 +22,7 @@ from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any, TypeVar
 
-from quaymaster.destinations.base import Destination, Put, Upload
+from quaymaster.destinations.base import Destination, Put, Reading, Upload
 from quaymaster.errors import TransferError, Unreachable
 from quaymaster.model import Digests, Stored
 from quaymaster.source import Pulse
@@ -245,8 +245,8 @@ class Answering:
             yield from some
 
     @contextmanager
-    def read(self, stored: Stored) -> Iterator[Iterator[bytes]]:
-        opened, hangs = self._inner.read(stored), False
+    def read(self, stored: Stored, at_once: int = 1) -> Iterator[Reading]:
+        opened, hangs = self._inner.read(stored, at_once), False
 
         def close(_: object = None) -> None:
             opened.__exit__(None, None, None)
@@ -262,7 +262,7 @@ class Answering:
 
         pieces = self.ask(opened.__enter__, lambda found: None if found is None else close())
         try:
-            yield following(pieces)
+            yield Reading(pieces.stored, following(pieces))
         finally:
             if not hangs:
                 self.owe(close)
