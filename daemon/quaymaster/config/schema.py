@@ -273,6 +273,10 @@ class Watch(_Table):
     """Files at once that are copied to local staging, or read where nothing is staged, from a network file system."""
     uploaders: int = Field(1, ge=1, le=64)
     """Files at once that are compressed and written beside their sources on a network file system."""
+    priority: int = Field(0, ge=-1000, le=1000)
+    """Of watches that have files waiting the highest goes first; one file in eight is of a lower one (PRODUCT Q4)."""
+    order: Literal["oldest", "smallest"] = "oldest"
+    """Which of its waiting files goes first."""
     compress: Compress | None = None
     key: str = "{watch}/{path}"
     verify: Literal["checksum", "readback"] = "checksum"

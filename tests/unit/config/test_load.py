@@ -139,6 +139,8 @@ def test_the_defaults_are_those_of_the_product(site):
         "hang_after": 30.0,
         "fetchers": 1,
         "uploaders": 1,
+        "priority": 0,
+        "order": "oldest",
         "compress": None,
         "key": "{watch}/{path}",
         "verify": "checksum",
