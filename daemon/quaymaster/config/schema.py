@@ -15,6 +15,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, 
 from pydantic_core import core_schema
 
 from quaymaster.config import show
+from quaymaster.config.bandwidth import Bandwidth, Rates
 from quaymaster.config.machine import Machine
 from quaymaster.config.units import GIB, MIB, SHORTEST_WAIT, Seconds, Size, quoted
 from quaymaster.keys import template_problem
@@ -102,7 +103,11 @@ class Limits(_Table):
     """In flight at once."""
     parts: int = Field(8, ge=1, le=100)
     """In flight at once per file."""
+    parallel: bool = True
+    """False: one file, one part and one compressing thread at a time, whatever the others say."""
     compress_threads: int = Field(default_factory=lambda: Machine.here().compress_threads, ge=1, le=256)
+    bandwidth: Annotated[Bandwidth, Rates()] = Bandwidth()
+    """Of all files to all destinations together."""
     staging: Annotated[int | None, Bytes(word="none")] = None
     """Ceiling of the staging directory in bytes."""
     staging_free: Annotated[int, Bytes()] = GIB
@@ -138,6 +143,8 @@ class S3Destination(_Table):
     tags: dict[str, str] = Field(default_factory=dict)
     connect_timeout: Annotated[float, Duration(SHORTEST_WAIT, 3600)] = 10.0
     read_timeout: Annotated[float, Duration(SHORTEST_WAIT, 3600)] = 60.0
+    bandwidth: Annotated[Bandwidth, Rates()] = Bandwidth()
+    """Of all files to this destination, within ``limits.bandwidth``."""
 
     @field_validator("bucket")
     @classmethod
@@ -218,6 +225,7 @@ class DirectoryDestination(_Table):
     name: str
     type: Literal["directory"] = "directory"
     path: AbsolutePath
+    bandwidth: Annotated[Bandwidth, Rates()] = Bandwidth()
 
 
 class BesideDestination(_Table):
@@ -225,6 +233,7 @@ class BesideDestination(_Table):
 
     name: str
     type: Literal["beside"] = "beside"
+    bandwidth: Annotated[Bandwidth, Rates()] = Bandwidth()
 
 
 Destination = S3Destination | DirectoryDestination | BesideDestination

@@ -31,6 +31,7 @@ from quaymaster.errors import (
 )
 from quaymaster.model import Compression, Digests, Emit, Event, FileVersion, Job, Level, Proof, Stage, Stored
 from quaymaster.pipeline import codec, reader
+from quaymaster.pipeline.bandwidth import Traffic
 from quaymaster.pipeline.budget import Cancelled, Pool, Staging
 from quaymaster.pipeline.fetch import Copy
 from quaymaster.pipeline.publication import PUBLISHING, Publication, delivered, published
@@ -95,9 +96,16 @@ class Bounds:
     staging: Staging
     compressing: Pool
     """Threads that compress, all files together."""
+    traffic: Traffic
     cpus: int
     waiting: Callable[[], int]
     """How many files are in flight or wait now; decides the layout of threads."""
+    files: Callable[[], int]
+    """How many may be in flight."""
+
+    def share(self) -> int:
+        """Bytes of memory that one file may take, so that there is as much for each that is in flight."""
+        return self.memory.ceiling // max(1, min(self.waiting(), self.files()))
 
 
 @dataclass(slots=True)
@@ -135,6 +143,8 @@ class Transfer:
     copy: Copy | None = None
     """The staged copy to read from, instead of the source."""
     _legs: list[_Leg] = field(default_factory=list)
+    _done: tuple[int, int] = 0, 0
+    """Source bytes read and stored bytes written by this pass."""
 
     @property
     def _version(self) -> FileVersion:
@@ -206,7 +216,7 @@ class Transfer:
 
     def _pass(self, source: reader.Reader, plan: _Plan, missing: list[str]) -> None:
         recipe = self._recipe(source, plan)
-        bound = source.size
+        bound, self._done = source.size, (0, 0)
         names = [n for n in missing if plan.compression is not Compression.NONE or n not in self.route.beside]
         if not names:
             self.store.left(self.job, plan.note)
@@ -252,8 +262,12 @@ class Transfer:
 
     def _in_turn(self) -> bool:
         """``cancelled``, asked while others have what this job needs: waiting for them is not standing still."""
-        self.progress(Stage.TRANSFER, 0, 0)
+        self._moved(*self._done)
         return self.cancelled()
+
+    def _moved(self, source_bytes: int, stored_bytes: int) -> None:
+        self._done = source_bytes, stored_bytes
+        self.progress(Stage.TRANSFER, source_bytes, stored_bytes)
 
     def _encode(self, source: reader.Reader, recipe: codec.Recipe) -> codec.Encoded:
         try:
@@ -262,7 +276,7 @@ class Transfer:
                 self._write,
                 recipe,
                 size=source.size,
-                progress=lambda r, w: self.progress(Stage.TRANSFER, r, w),
+                progress=self._moved,
                 cancelled=self.cancelled,
             )
         except IntegrityError:
@@ -304,7 +318,7 @@ class Transfer:
                 put, leg.token = replace(put, resume=token), token
             elif leg.destination.abandon(token):  # else the sweep does, when the destination answers
                 self.store.end_upload(self.job.id, leg.name, token)
-        leg.upload = leg.destination.begin(put)
+        leg.upload = self.bounds.traffic.limited(leg.destination.begin(put), leg.name, self._in_turn)
 
     def _target(self, name: str, compression: Compression) -> tuple[str, Stored | None]:
         """The key at a destination and, when an older version of ours has it, the object to replace (PRODUCT W8)."""
