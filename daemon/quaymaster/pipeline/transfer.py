@@ -11,9 +11,10 @@ also proves that two readings gave the same bytes. A staged copy was hashed whil
 from __future__ import annotations
 
 import os
+import threading
 import time
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -31,6 +32,7 @@ from quaymaster.errors import (
 )
 from quaymaster.model import Compression, Digests, Emit, Event, FileVersion, Job, Level, Proof, Stage, Stored
 from quaymaster.pipeline import codec, reader
+from quaymaster.pipeline.apart import ROOM, Apart, Rests
 from quaymaster.pipeline.bandwidth import Traffic
 from quaymaster.pipeline.budget import Cancelled, Pool, Staging
 from quaymaster.pipeline.fetch import Copy
@@ -97,6 +99,7 @@ class Bounds:
     compressing: Pool
     """Threads that compress, all files together."""
     traffic: Traffic
+    rests: Rests
     cpus: int
     waiting: Callable[[], int]
     """How many files are in flight or wait now; decides the layout of threads."""
@@ -106,6 +109,10 @@ class Bounds:
     def share(self) -> int:
         """Bytes of memory that one file may take, so that there is as much for each that is in flight."""
         return self.memory.ceiling // max(1, min(self.waiting(), self.files()))
+
+
+_BESIDES = 512 << 10
+"""Bytes that a file in flight takes besides its buffers: its thread, its connections, what libraries keep for them."""
 
 
 @dataclass(slots=True)
@@ -149,6 +156,11 @@ class Transfer:
     @property
     def _version(self) -> FileVersion:
         return self.job.version
+
+    @property
+    def _several(self) -> bool:
+        """Whether one destination might hold up another."""
+        return len(self.route.destinations) > 1
 
     def run(self) -> None:
         """Deliver the job's version to every destination that does not have it yet. Raises TransferError, StoreError
@@ -223,22 +235,23 @@ class Transfer:
             self._tell("left", f"stays as it is: {plan.note}")
             return
         chosen = [(name, self.route.destinations[name]) for name in names]
-        need = codec.memory_needed(recipe, source.size) + sum(d.memory_needed(bound) for _, d in chosen)
         threads = recipe.threads if plan.compression is not Compression.NONE else 0
-        with self.bounds.compressing.lend(threads, self._in_turn), self.bounds.memory.lend(need, self._in_turn):
+        with (
+            self.bounds.compressing.lend(threads, self._in_turn),
+            self._memory(codec.memory_needed(recipe, source.size), bound, [d for _, d in chosen]) as spare,
+        ):
             if any(d.metadata_first(bound) for _, d in chosen):
                 self._hash_first(source)
             self._legs = [_Leg(name, destination) for name, destination in chosen]
             try:
                 for leg in self._legs:
-                    self._guarded(leg, lambda leg=leg: self._begin(leg, source, plan))  # type: ignore[misc]
+                    self._guarded(leg, lambda leg=leg: self._begin(leg, source, plan, spare))  # type: ignore[misc]
                 self._raise_if_all_failed()
                 encoded = self._encode(source, recipe)
                 self._check_source(source, encoded.source)
                 self.progress(Stage.PUBLISH, encoded.source.size, encoded.stored.size)
                 publication = self._note_publication(encoded, plan)
-                for leg in self._legs:
-                    self._guarded(leg, lambda leg=leg: self._publish(leg, source, publication))  # type: ignore[misc]
+                self._publish_all(source, publication)
             except (Cancelled, StoreError, TemporaryError):
                 for leg in self._legs:
                     self._suspend(leg)
@@ -302,7 +315,17 @@ class Transfer:
             others=tuple(self.route.watch.digests),
         )
 
-    def _begin(self, leg: _Leg, source: reader.Reader, plan: _Plan) -> None:
+    @contextmanager
+    def _memory(self, own: int, bound: int, destinations: list[Destination]) -> Iterator[int]:
+        """Hold memory for a pass that needs ``own`` bytes besides its uploads; yields how much each upload has beyond
+        what it cannot do without. A file takes no more than its share while others are in flight."""
+        own += _BESIDES + (len(destinations) * ROOM * codec.PIECE if len(destinations) > 1 else 0)
+        least = own + sum(d.memory_least(bound) for d in destinations)
+        most = own + sum(d.memory_needed(bound) for d in destinations)
+        with self.bounds.memory.lend(least, self._in_turn, min(most, self.bounds.share())) as lent:
+            yield max(0, lent - least) // len(destinations)
+
+    def _begin(self, leg: _Leg, source: reader.Reader, plan: _Plan, spare: int) -> None:
         leg.key, older = self._target(leg.name, plan.compression)
         put = Put(
             key=leg.key,
@@ -311,14 +334,21 @@ class Transfer:
             replace=older,
             mtime_ns=self._version.identity.mtime_ns,
             mode=source.mode,
+            memory=leg.destination.memory_least(source.size) + spare,
             note=lambda token: self._note(leg, token),
         )
+        if self._several:
+            self.bounds.rests.enter(leg.name)
+        leg.upload = Apart(lambda: self._open(leg, put), leg.name) if len(self._legs) > 1 else self._open(leg, put)
+
+    def _open(self, leg: _Leg, put: Put) -> Upload:
+        """Go on with what an earlier run has begun, or begin."""
         for token in [t for _, name, t in self.store.uploads(self.job) if name == leg.name]:
             if not put.resume and leg.destination.resumable(token, put):
                 put, leg.token = replace(put, resume=token), token
             elif leg.destination.abandon(token):  # else the sweep does, when the destination answers
                 self.store.end_upload(self.job.id, leg.name, token)
-        leg.upload = self.bounds.traffic.limited(leg.destination.begin(put), leg.name, self._in_turn)
+        return self.bounds.traffic.limited(leg.destination.begin(put), leg.name, self._in_turn)
 
     def _target(self, name: str, compression: Compression) -> tuple[str, Stored | None]:
         """The key at a destination and, when an older version of ours has it, the object to replace (PRODUCT W8)."""
@@ -389,6 +419,8 @@ class Transfer:
                 act()
             except TransferError as error:
                 leg.error = error
+                if self._several:
+                    self.bounds.rests.ended(leg.name, error)
                 if isinstance(error, TemporaryError):
                     self._suspend(leg)
                 else:
@@ -427,6 +459,25 @@ class Transfer:
         self.job = replace(self.job, checkpoint=left)
         return found
 
+    def _publish_all(self, source: reader.Reader, what: Publication) -> None:
+        """Side by side, so that none waits for another. Raises StoreError, Cancelled."""
+        broken: list[BaseException] = []
+
+        def publish(leg: _Leg) -> None:
+            try:
+                self._guarded(leg, lambda: self._publish(leg, source, what))
+            except BaseException as error:
+                broken.append(error)
+
+        others = [threading.Thread(target=publish, args=(leg,), name="publish") for leg in self._legs[1:]]
+        for thread in others:
+            thread.start()
+        publish(self._legs[0])
+        for thread in others:
+            thread.join()
+        if broken:
+            raise broken[0]
+
     def _publish(self, leg: _Leg, source: reader.Reader, what: Publication) -> None:
         assert leg.upload is not None
         metadata = self._metadata(what.source.sha256, source, _Plan(what.compression))
@@ -435,6 +486,7 @@ class Transfer:
             stored = self._read_back(leg, stored, what.stored)
         self.store.deliver(what.proof(self.job, leg.name, stored, self.clock()), leg.token)
         leg.token = ""
+        self.bounds.rests.ended(leg.name, None)
         ratio = f", {what.source.size / what.stored.size:.2f}:1" if what.compression is not Compression.NONE else ""
         self._tell(
             "delivered",
@@ -463,7 +515,6 @@ class Transfer:
         """Leave what has arrived for the next run of this job."""
         if leg.upload is not None:
             leg.upload.suspend()
-            self._settle_token(leg)
 
     def _abort(self, leg: _Leg) -> None:
         """What cannot be removed now stays noted: the sweep removes it."""

@@ -6,15 +6,31 @@ ceilings are those of the newer one for all of them, at once.
 
 from __future__ import annotations
 
+import ctypes
 import os
 from collections.abc import Callable, Collection
 from typing import Any
 
 from quaymaster.config import Config
 from quaymaster.config.bandwidth import clock
+from quaymaster.pipeline.apart import Rests
 from quaymaster.pipeline.bandwidth import Meter, Traffic
 from quaymaster.pipeline.budget import Pool, Staging
 from quaymaster.pipeline.transfer import Bounds
+
+_ARENA_MAX, _MMAP_THRESHOLD = -8, -3
+"""Parameters of mallopt(3)."""
+_MAPPED_FROM = 2 << 20
+"""Bytes. Buffers of parts are larger, pieces of a file smaller: those are reused at once by the same pass."""
+
+
+def give_memory_back() -> None:
+    """Let what is freed leave the process, so that it holds what is in use and no more. glibc would keep the buffers of
+    parts for itself, in as many arenas as there are threads. (musl has no such call, and no such habit.)"""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_ARENA_MAX, 2)
+        mallopt(_MMAP_THRESHOLD, _MAPPED_FROM)  # a fixed one: else it grows with what was freed
 
 
 class Ceilings:
@@ -25,6 +41,7 @@ class Ceilings:
         self._compressing = Pool(limits.compress_threads)
         self._staging = Staging(config.service.staging_dir, ceiling=limits.staging, floor=limits.staging_free)
         self._traffic = Traffic(Meter(limits.bandwidth))
+        self._rests = Rests()
         self.set(config)
 
     def set(self, config: Config) -> None:
@@ -43,6 +60,7 @@ class Ceilings:
             staging=self._staging,
             compressing=self._compressing,
             traffic=self._traffic,
+            rests=self._rests,
             cpus=len(os.sched_getaffinity(0)),
             waiting=waiting,
             files=lambda: self._files,

@@ -23,7 +23,7 @@ from quaymaster.model import Emit, Event, Level, State
 from quaymaster.pipeline.retry import decide
 from quaymaster.pipeline.worker import Running
 from quaymaster.service import heads, journal, standing
-from quaymaster.service.ceilings import Ceilings
+from quaymaster.service.ceilings import Ceilings, give_memory_back
 from quaymaster.service.crew import Crew
 from quaymaster.service.lock import Lock
 from quaymaster.service.repeats import Repeats
@@ -49,6 +49,7 @@ _RESCAN_AFTER = 30.0
 
 def run(config_path: str) -> int:
     """``quaymaster run``: load the configuration, serve until SIGTERM or SIGINT, return the exit status."""
+    give_memory_back()
     config = load(config_path, os.environ)
     # Libraries' own warnings repeat, without saying what to do, what we report ourselves.
     logging.basicConfig(level=logging.DEBUG if os.environ.get("QUAYMASTER_DEBUG") else logging.CRITICAL)
