@@ -1,17 +1,29 @@
-"""The queue: a full cycle (insert, claim, complete), every commit flushed to the disk, in batches and one by one."""
+"""The queue: a full cycle (insert, claim, complete), every commit flushed to the disk, in batches and one by one; and
+what a long queue and a long history cost: a claim, the counts of ``status``, the start of the service."""
 
 from __future__ import annotations
 
 import itertools
+import statistics
 from collections.abc import Callable
+from pathlib import Path
+from time import perf_counter
 
 from bench.harness import compare, workspace
 from quaymaster.model import FileVersion, Identity
-from quaymaster.store import jobs
+from quaymaster.store import Queue, Store, jobs
 from quaymaster.store.db import Database
+from system.service import Service
 
 CYCLES = 2000
 BATCH = 100
+QUEUED = 100_000
+DONE = 1_000_000
+START = 2.0
+"""Seconds that the service may take to be ready."""
+LONGER = 2.0
+"""How many times as long as with an empty queue a look at a long one may take; more would say that it grows with it."""
+CLAIMED = 20
 
 
 def cycles(database: Database, numbers: itertools.count[int], batch: int) -> Callable[[], None]:
@@ -32,6 +44,103 @@ def cycles(database: Database, numbers: itertools.count[int], batch: int) -> Cal
     return run
 
 
+def fill(directory: Path, queued: int, done: int) -> None:
+    """A state directory with so many jobs waiting, and so many delivered, each with its row in the ledger."""
+    Store(str(directory), create=True).close()
+    database = Database(str(directory))
+
+    def act(t: object) -> None:
+        assert hasattr(t, "execute")
+        numbers = "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < ?)"
+        for name, state, count in (("a", "done", done), ("a", "queued", queued), ("b", "queued", CLAIMED)):
+            watch = jobs.watch_id(t, name)  # type: ignore[arg-type]
+            if not count:
+                continue
+            t.execute(
+                f"INSERT INTO jobs (watch_id, path, inode, size, mtime_ns, state, queued_at, ended_at) {numbers}"
+                f" SELECT ?, CAST('{state}/' || i AS BLOB), i, 4096, i, '{state}', i,"
+                f" {'i' if state == 'done' else 'NULL'} FROM n",
+                (count, watch),
+            )
+        t.execute(
+            "INSERT INTO ledger SELECT id, id, watch_id, path, inode, size, mtime_ns, 'archive', CAST(path AS TEXT),"
+            " hex(zeroblob(32)), '{}', size, hex(zeroblob(32)), '{}', 'none', '', 'e', '', '', 'sha256', queued_at,"
+            " NULL, 'kept', NULL FROM jobs WHERE state = 'done'"
+        )
+
+    database.write(act)
+    database.close()
+
+
+def times(directory: Path) -> dict[str, float]:
+    """Seconds of each look at the queue, the median of several."""
+    store = Store(str(directory))
+    queues = Queue("a"), Queue("b", order="smallest")
+
+    def claim() -> None:
+        store.release(store.claim(CLAIMED, queues))
+
+    acts: dict[str, Callable[[], object]] = {
+        f"claim of {CLAIMED}, and back": claim,
+        "counts of status": lambda: (store.counts(), store.open_jobs(), store.oldest_open(), store.next_retry()),
+    }
+    found = {}
+    for name, act in acts.items():
+        seconds = []
+        for _ in range(31):
+            start = perf_counter()
+            act()
+            seconds.append(perf_counter() - start)
+        found[name] = statistics.median(seconds)
+    store.close()
+    return found
+
+
+CONFIG = """
+[service]
+state_dir = "{0}/state"
+staging_dir = "{0}/staging"
+[destination.archive]
+type = "directory"
+path = "{0}/archive"
+[watch.a]
+path = "{0}/landing"
+destinations = ["archive"]
+"""
+
+
+def start(folder: Path, done: int) -> float:
+    """Seconds until the service is ready, with so many files delivered before."""
+    for name in ("landing", "archive", "state"):
+        (folder / name).mkdir(parents=True)
+    fill(folder / "state", 0, done)
+    with Service(CONFIG.format(folder), folder) as service:
+        return service.seconds_to_ready
+
+
+def long_queue(directory: Path) -> bool:
+    fill(directory / "short", 100, 100)
+    fill(directory / "long", QUEUED, DONE)
+    short, long = times(directory / "short"), times(directory / "long")
+    good = True
+    print(f"\n{QUEUED:,} queued and {DONE:,} delivered, beside 100 and 100")
+    for name, seconds in long.items():
+        ratio = seconds / short[name]
+        good = good and ratio <= LONGER
+        print(
+            f"  {name:<34} {1000 * seconds:7.2f} ms   beside {1000 * short[name]:.2f} ms: {ratio:.2f} x"
+            f"   goal {LONGER:.1f}  {'reached' if ratio <= LONGER else 'MISSED'}"
+        )
+    empty, full = start(directory / "new", 0), start(directory / "old", DONE)
+    kept = full <= max(START, 1.2 * empty)  # on a machine too busy to start anything in that time
+    good = good and kept
+    print(
+        f"  {'start of the service':<34} {full:7.2f} s    beside {empty:.2f} s with nothing delivered"
+        f"   goal {START:.0f} s  {'reached' if kept else 'MISSED'}"
+    )
+    return good
+
+
 def main() -> bool:
     with workspace() as directory:
         numbers = itertools.count()
@@ -45,7 +154,7 @@ def main() -> bool:
             unit="cycles/s",
         )
         database.close()
-        return good
+        return long_queue(directory) and good
 
 
 if __name__ == "__main__":

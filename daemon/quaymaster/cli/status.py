@@ -71,6 +71,7 @@ def snapshot(config: Config, store: Store, pid: int | None, now: float) -> Recor
         "next_retry": store.next_retry(),
         "oldest_open": store.oldest_open(),
         "verify": _verify(config, reports),
+        "ceilings": reports.get("ceilings", (0.0, {}))[1] if pid is not None else {},
         "watches": _watches(config, reports, counts, running=pid is not None),
         "destinations": _destinations(config, reports, running=pid is not None),
         "running": _running(store.jobs(_states(State.RUNNING)), reports, pid, now),
@@ -235,7 +236,32 @@ def _head(found: Record, columns: int, now: float) -> list[str]:
     oldest = found["oldest_open"]
     age = f"oldest undelivered file: {show.duration(now - oldest)} in the queue" if oldest else "nothing undelivered"
     verified = [_verified(found["verify"]["last"], now)] if found["verify"]["last"] else []
-    return [*_flow([life, process], columns), *_flow(parts, columns), age, *verified]
+    waits = _waits(found["ceilings"], totals["queued"]["jobs"])
+    return [*_flow([life, process], columns), *_flow(parts, columns), age, *waits, *verified]
+
+
+def _waits(ceilings: Record, queued: int) -> list[str]:
+    """On what work waits now, a line each; and how much of its bandwidth is in use."""
+    lines = [_bandwidth(flow) for flow in ceilings.get("bandwidth", [])]
+    if (files := ceilings.get("files")) and queued and files["used"] >= files["ceiling"]:
+        lines.append(f"files: all {show.count(files['ceiling'])} are in flight (limits.files); the others wait")
+    for name, setting in (("memory", "memory"), ("compressing", "compress_threads")):
+        if (pool := ceilings.get(name)) and pool["waiting"]:
+            figure = show.size if name == "memory" else show.count
+            used = f"{figure(pool['used'])} of {figure(pool['ceiling'])} in use"
+            lines.append(f"{name}: {show.count(pool['waiting'], 'file')} waiting, {used} (limits.{setting})")
+    if (staging := ceilings.get("staging")) and staging["ceiling"] is not None and staging["used"]:
+        lines.append(f"staging: {show.size(staging['used'])} of {show.size(staging['ceiling'])} in use")
+    return lines
+
+
+def _bandwidth(flow: Record) -> str:
+    rate, limit = flow["rate"] / 2**20, flow["limit"] / 2**20
+    figures = f"{rate:.0f} of {limit:.0f} MiB/s" if limit >= 10 else f"{rate:.2f} of {limit:.2f} MiB/s"
+    to = f" to {show.plain(flow['destination'])}" if flow["destination"] else ""
+    until = f" until {flow['until']}" if flow["until"] else ""
+    waiting = f", {show.count(flow['waiting'], 'file')} waiting" if flow["waiting"] else ""
+    return f"bandwidth{to}: {figures}{until}{waiting}"
 
 
 def _verified(last: Record, now: float) -> str:

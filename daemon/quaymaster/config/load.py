@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from quaymaster.config import rules, show
+from quaymaster.config import bandwidth, rules, show
 from quaymaster.config.documents import Documents, read
 from quaymaster.config.lines import Path
 from quaymaster.config.machine import Machine
@@ -138,7 +138,9 @@ class _Tables:
             if threads != "auto":
                 self._problems.add(("limits", "compress_threads"), 'must be "auto" or a whole number without quotes')
             table["compress_threads"] = self._machine.compress_threads
-        return self._model(Limits, table, ("limits",)) or Limits()
+        limits = self._model(Limits, table, ("limits",)) or Limits()
+        one = {} if limits.parallel else {"files": 1, "parts": 1, "compress_threads": 1}
+        return limits.model_copy(update=one)
 
     def verify(self) -> Verify:
         return self._model(Verify, self._table("verify"), ("verify",)) or Verify()
@@ -225,7 +227,7 @@ class _Tables:
         return named
 
     def _model(self, model: type[_Model], table: dict[str, Any], keys: Path, **fixed: str) -> _Model | None:
-        table = self._without_unknown((model,), table, keys)
+        table = self._without_wrong_windows(self._without_unknown((model,), table, keys), keys)
         try:
             return model.model_validate({**table, **fixed})
         except ValidationError as error:
@@ -240,6 +242,14 @@ class _Tables:
             return model.model_validate({**rest, **fixed})
         except ValidationError:
             return None
+
+    def _without_wrong_windows(self, table: dict[str, Any], keys: Path) -> dict[str, Any]:
+        """``table`` without a bandwidth that has problems, each of which has a line of its own."""
+        value = table.get("bandwidth")
+        wrong = list(bandwidth.problems(value)) if isinstance(value, dict) else []
+        for key, text in wrong:
+            self._problems.add((*keys, "bandwidth", key), text)
+        return {key: value for key, value in table.items() if key != "bandwidth" or not wrong}
 
     def _explain(self, error: Any, keys: Path) -> None:
         place = _key_of(error)

@@ -14,6 +14,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, 
 from pydantic_core import core_schema
 
 from quaymaster.config import show, values
+from quaymaster.config.bandwidth import Bandwidth, Rates
 from quaymaster.config.machine import Machine
 from quaymaster.config.units import GIB, MIB, SHORTEST_WAIT, Seconds, Size
 from quaymaster.config.values import quoted
@@ -95,7 +96,11 @@ class Limits(_Table):
     """In flight at once."""
     parts: int = Field(values.PARTS, ge=1, le=100)
     """In flight at once per file."""
+    parallel: bool = True
+    """False: one file, one part and one compressing thread at a time, whatever the others say."""
     compress_threads: int = Field(default_factory=lambda: Machine.here().compress_threads, ge=1, le=256)
+    bandwidth: Annotated[Bandwidth, Rates()] = Bandwidth()
+    """Of all files to all destinations together."""
     staging: Annotated[int | None, Bytes(word="none")] = None
     """Ceiling of the staging directory in bytes."""
     staging_free: Annotated[int, Bytes()] = GIB
@@ -131,6 +136,8 @@ class S3Destination(_Table):
     tags: dict[str, str] = Field(default_factory=dict)
     connect_timeout: Annotated[float, Duration(SHORTEST_WAIT, 3600)] = values.CONNECT_TIMEOUT
     read_timeout: Annotated[float, Duration(SHORTEST_WAIT, 3600)] = values.READ_TIMEOUT
+    bandwidth: Annotated[Bandwidth, Rates()] = Bandwidth()
+    """Of all files to this destination, within ``limits.bandwidth``."""
 
     @field_validator("bucket")
     @classmethod
@@ -192,6 +199,7 @@ class DirectoryDestination(_Table):
     path: AbsolutePath
     hang_after: Annotated[float, Duration(SHORTEST_WAIT, 3600)] = 30.0
     """Seconds without an answer from a network file system, after which it counts as unreachable."""
+    bandwidth: Annotated[Bandwidth, Rates()] = Bandwidth()
 
 
 class BesideDestination(_Table):
@@ -199,6 +207,7 @@ class BesideDestination(_Table):
 
     name: str
     type: Literal["beside"] = "beside"
+    bandwidth: Annotated[Bandwidth, Rates()] = Bandwidth()
 
 
 Destination = S3Destination | DirectoryDestination | BesideDestination
@@ -247,6 +256,10 @@ class Watch(_Table):
     """Files at once that are copied to local staging, or read where nothing is staged, from a network file system."""
     uploaders: int = Field(1, ge=1, le=64)
     """Files at once that are compressed and written beside their sources on a network file system."""
+    priority: int = Field(0, ge=-1000, le=1000)
+    """Of watches that have files waiting the highest goes first; one file in eight is of a lower one (PRODUCT Q4)."""
+    order: Literal["oldest", "smallest"] = "oldest"
+    """Which of its waiting files goes first."""
     compress: Compress | None = None
     key: str = "{watch}/{path}"
     verify: Literal["checksum", "readback"] = "checksum"

@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from quaymaster.config.bandwidth import Bandwidth
 from quaymaster.config.units import Seconds, Size
 from quaymaster.model import shown
 
@@ -39,6 +40,9 @@ def _table(table: BaseModel, *keys: str) -> Iterator[Setting]:
             value = f"move:{getattr(table, 'after_dir', '')}"
         if name == "compress" and value is not None:
             yield from _table(value, *keys, name)
+            continue
+        if isinstance(value, Bandwidth):
+            yield (*keys, name), value.record(), value.toml()
             continue
         unit = next((item for item in field.metadata if isinstance(item, Size | Seconds)), None)
         yield (*keys, name), value, _toml_value(name, value, unit)

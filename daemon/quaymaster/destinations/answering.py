@@ -204,6 +204,9 @@ class Answering:
     def memory_needed(self, size_bound: int) -> int:
         return self._inner.memory_needed(size_bound)
 
+    def memory_least(self, size_bound: int) -> int:
+        return self._inner.memory_least(size_bound)
+
     def longest_name(self) -> int:
         if not self._longest_name:
             self._longest_name = self.ask(self._inner.longest_name)

@@ -53,6 +53,8 @@ class Put:
     resume: str = ""
     """The ``resume_token`` of an earlier upload of the same bytes that was interrupted, after
     :meth:`Destination.resumable` said that it can go on: what has arrived already is not sent again."""
+    memory: int = 0
+    """Bytes of buffers that the upload may hold, at least :meth:`Destination.memory_least`; 0: as many as it likes."""
     note: Callable[[str], None] = _unnoted
     """Told ``Upload.resume_token`` before the upload leaves its first trace, and when the token becomes another one.
     The token is durable when this returns; what it raises comes out unchanged."""
@@ -120,6 +122,10 @@ class Destination(Protocol):
 
     def memory_needed(self, size_bound: int) -> int:
         """Bytes of buffers that one upload of up to ``size_bound`` bytes holds at most."""
+        ...
+
+    def memory_least(self, size_bound: int) -> int:
+        """Bytes of buffers that it cannot do without."""
         ...
 
     def begin(self, put: Put) -> Upload: ...

@@ -93,6 +93,9 @@ class Directory:
         """The most bytes of buffers that one upload holds."""
         return disk.PIECE
 
+    def memory_least(self, size_bound: int) -> int:
+        return disk.PIECE
+
     def begin(self, put: Put) -> DirectoryUpload:
         place = self.place(put.key)
         if len(place.leaf) > self.longest_name():

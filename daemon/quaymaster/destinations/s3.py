@@ -35,6 +35,7 @@ from quaymaster.model import Digests, Emit, Event, Level, Stored
 
 LONGEST_KEY = 1024  # bytes of UTF-8; S3 user guide, "Naming Amazon S3 objects"
 PROBE_FOLDER = ".quaymaster-probe"
+_LEAST_BUFFERS = 2  # one that is filled while the other is sent
 _REEXAMINE = 60.0  # seconds between examinations of an endpoint that has become weaker
 
 
@@ -97,6 +98,9 @@ class S3:
         plan = self._plan(size_bound)
         return min(size_bound, plan.part_size * plan.buffers)
 
+    def memory_least(self, size_bound: int) -> int:
+        return min(size_bound, self._plan(size_bound).part_size * _LEAST_BUFFERS)
+
     def begin(self, put: Put) -> S3Upload:
         self._require_name(put.key)
         if put.size_bound > LARGEST_OBJECT:
@@ -104,7 +108,7 @@ class S3:
         able = self._capabilities()
         # AWS itself decides between two completions in one step ("the first writer wins", S3 user guide).
         claims = bool(self._settings.endpoint_url) and able.create == "atomic" and able.remove != "denied"
-        plan = replace(self._plan(put.size_bound), claims=claims)
+        plan = replace(self._plan(put.size_bound, put.memory), claims=claims)
         upload = S3Upload(self._objects, put, plan, able, self._emit, self._weakened, self._jitter, self._token)
         with self._uploads_lock:
             self._uploads.add(upload)
@@ -227,10 +231,13 @@ class S3:
         kept = {tag["Key"]: tag["Value"] for tag in answer.get("TagSet", [])}
         return ", with its tags" if kept == dict(self._settings.tags) else ", but its tags were lost"
 
-    def _plan(self, size_bound: int) -> Plan:
+    def _plan(self, size_bound: int, memory: int = 0) -> Plan:
         part_size = part_size_for(size_bound, self._settings.part_size)
         # Parts that had to grow are fewer at a time, so that a huge file takes no more memory than a large one.
-        buffers = max(2, min(self._parts + 1, (self._parts + 1) * self._settings.part_size // part_size))
+        buffers = min(self._parts + 1, (self._parts + 1) * self._settings.part_size // part_size)
+        if memory:
+            buffers = min(buffers, memory // part_size)
+        buffers = max(_LEAST_BUFFERS, buffers)
         storage_class = self._settings.storage_class
         options = self._options() | ({"StorageClass": storage_class} if storage_class else {})
         return Plan(part_size, buffers, min(self._parts, buffers), options, claims=False)

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import os
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 from quaymaster.errors import OutOfSpace
 
@@ -17,46 +19,81 @@ class Cancelled(Exception):
     """The service is stopping: the job goes back to the queue."""
 
 
+_SMALL = 16
+"""What asks for no more than this part of a pool may go before others, when there is room for it ..."""
+_PASSED = 64
+"""... but no more than so many before the one that has waited longest."""
+
+
+@dataclass(eq=False, slots=True)
+class _Request:
+    amount: int
+    passed: int = 0
+    """How many went before it although they came later."""
+
+
 class Pool:
-    """A number of bytes that are lent out. Lenders wait in order, so that a large request is not starved."""
+    """A number of bytes (or threads) that are lent out. Who asks waits in order, so that a large request is not
+    starved; only what is small beside the pool may slip in, a bounded number of times."""
 
     def __init__(self, ceiling: int) -> None:
         self.ceiling = ceiling
         self._used = 0
-        self._turn = 0
-        self._next = 0
+        self._line: deque[_Request] = deque()
         self._changed = threading.Condition()
 
     @property
     def used(self) -> int:
         return self._used
 
+    @property
+    def waiting(self) -> int:
+        """How many wait for their turn."""
+        return len(self._line)
+
+    def set(self, ceiling: int) -> None:
+        """Another ceiling from now on. What is lent beyond it comes back in its own time."""
+        with self._changed:
+            self.ceiling = ceiling
+            self._changed.notify_all()
+
     @contextmanager
-    def lend(self, amount: int, cancelled: Callable[[], bool]) -> Iterator[None]:
-        """Hold ``amount`` bytes, waiting for them as long as needed. One that is larger than the whole pool waits to
-        be alone. Raises Cancelled."""
-        amount = min(amount, self.ceiling)
+    def lend(self, amount: int, cancelled: Callable[[], bool], most: int = 0) -> Iterator[int]:
+        """Hold ``amount`` bytes, waiting for them as long as needed, or up to ``most`` when so many are free; yields
+        how many. One that is larger than the whole pool waits to be alone. Raises Cancelled."""
         if not amount:  # nothing is wanted, so nobody is waited for
-            yield
+            yield 0
             return
         with self._changed:
-            mine, self._next = self._next, self._next + 1
+            mine = _Request(amount)
+            self._line.append(mine)
             try:
-                while self._turn != mine or self._used + amount > self.ceiling:
-                    if cancelled() and self._turn == mine:
-                        raise Cancelled
+                while not self._fits(mine):
                     self._changed.wait(0.5)
-                self._used += amount
+                    if cancelled():
+                        raise Cancelled
+                for other in self._line:
+                    if other is mine:
+                        break
+                    other.passed += 1
+                lent = max(min(amount, self.ceiling), min(most, self.ceiling - self._used))
+                self._used += lent
             finally:
-                # Turns are taken strictly in order, so each one passes exactly once.
-                self._turn = mine + 1
+                self._line.remove(mine)
                 self._changed.notify_all()
         try:
-            yield
+            yield lent
         finally:
             with self._changed:
-                self._used -= amount
+                self._used -= lent
                 self._changed.notify_all()
+
+    def _fits(self, mine: _Request) -> bool:
+        amount = min(mine.amount, self.ceiling)
+        if self._used + amount > self.ceiling:
+            return False
+        first = self._line[0]
+        return first is mine or (amount * _SMALL <= self.ceiling and first.passed < _PASSED)
 
 
 class Staging:
@@ -70,6 +107,18 @@ class Staging:
         self._used = 0  # reserved for copies that exist or are being made
         self._unwritten = 0  # of that, not on the disk yet
         self._lock = threading.Lock()
+
+    @property
+    def used(self) -> int:
+        return self._used
+
+    @property
+    def ceiling(self) -> int | None:
+        return self._ceiling
+
+    def set(self, ceiling: int | None, floor: int) -> None:
+        """Other bounds, from the next copy on."""
+        self._ceiling, self._floor = ceiling, floor
 
     @contextmanager
     def reserve(self, size: int) -> Iterator[Callable[[int], None]]:

@@ -87,6 +87,8 @@ def choose_layout(compression: Compression, size: int, *, waiting: int, cpus: in
 def memory_needed(recipe: Recipe, size: int | None = None) -> int:
     """An upper bound of the bytes that one :func:`encode` with this recipe holds, for a file of ``size`` bytes."""
     held = (_READ_AHEAD + 3) * PIECE
+    if size is not None:
+        held = min(held, size + PIECE)  # what was read, and the next read, which finds the end
     if recipe.compression is not Compression.NONE:
         held += PIECE + (_CHUNKS_AHEAD + 3) * CHUNK
         held += formats.memory_needed(recipe.compression, recipe.level, recipe.threads, size)

@@ -11,9 +11,10 @@ also proves that two readings gave the same bytes. A staged copy was hashed whil
 from __future__ import annotations
 
 import os
+import threading
 import time
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -31,6 +32,8 @@ from quaymaster.errors import (
 )
 from quaymaster.model import Compression, Digests, Emit, Event, FileVersion, Job, Level, Proof, Stage, Stored
 from quaymaster.pipeline import codec, reader
+from quaymaster.pipeline.apart import ROOM, Apart, Rests
+from quaymaster.pipeline.bandwidth import Traffic
 from quaymaster.pipeline.budget import Cancelled, Pool, Staging
 from quaymaster.pipeline.fetch import Copy
 from quaymaster.pipeline.publication import PUBLISHING, Publication, delivered, published
@@ -95,9 +98,21 @@ class Bounds:
     staging: Staging
     compressing: Pool
     """Threads that compress, all files together."""
+    traffic: Traffic
+    rests: Rests
     cpus: int
     waiting: Callable[[], int]
     """How many files are in flight or wait now; decides the layout of threads."""
+    files: Callable[[], int]
+    """How many may be in flight."""
+
+    def share(self) -> int:
+        """Bytes of memory that one file may take, so that there is as much for each that is in flight."""
+        return self.memory.ceiling // max(1, min(self.waiting(), self.files()))
+
+
+_BESIDES = 512 << 10
+"""Bytes that a file in flight takes besides its buffers: its thread, its connections, what libraries keep for them."""
 
 
 @dataclass(slots=True)
@@ -135,10 +150,17 @@ class Transfer:
     copy: Copy | None = None
     """The staged copy to read from, instead of the source."""
     _legs: list[_Leg] = field(default_factory=list)
+    _done: tuple[int, int] = 0, 0
+    """Source bytes read and stored bytes written by this pass."""
 
     @property
     def _version(self) -> FileVersion:
         return self.job.version
+
+    @property
+    def _several(self) -> bool:
+        """Whether one destination might hold up another."""
+        return len(self.route.destinations) > 1
 
     def run(self) -> None:
         """Deliver the job's version to every destination that does not have it yet. Raises TransferError, StoreError
@@ -206,29 +228,30 @@ class Transfer:
 
     def _pass(self, source: reader.Reader, plan: _Plan, missing: list[str]) -> None:
         recipe = self._recipe(source, plan)
-        bound = source.size
+        bound, self._done = source.size, (0, 0)
         names = [n for n in missing if plan.compression is not Compression.NONE or n not in self.route.beside]
         if not names:
             self.store.left(self.job, plan.note)
             self._tell("left", f"stays as it is: {plan.note}")
             return
         chosen = [(name, self.route.destinations[name]) for name in names]
-        need = codec.memory_needed(recipe, source.size) + sum(d.memory_needed(bound) for _, d in chosen)
         threads = recipe.threads if plan.compression is not Compression.NONE else 0
-        with self.bounds.compressing.lend(threads, self._in_turn), self.bounds.memory.lend(need, self._in_turn):
+        with (
+            self.bounds.compressing.lend(threads, self._in_turn),
+            self._memory(codec.memory_needed(recipe, source.size), bound, [d for _, d in chosen]) as spare,
+        ):
             if any(d.metadata_first(bound) for _, d in chosen):
                 self._hash_first(source)
             self._legs = [_Leg(name, destination) for name, destination in chosen]
             try:
                 for leg in self._legs:
-                    self._guarded(leg, lambda leg=leg: self._begin(leg, source, plan))  # type: ignore[misc]
+                    self._guarded(leg, lambda leg=leg: self._begin(leg, source, plan, spare))  # type: ignore[misc]
                 self._raise_if_all_failed()
                 encoded = self._encode(source, recipe)
                 self._check_source(source, encoded.source)
                 self.progress(Stage.PUBLISH, encoded.source.size, encoded.stored.size)
                 publication = self._note_publication(encoded, plan)
-                for leg in self._legs:
-                    self._guarded(leg, lambda leg=leg: self._publish(leg, source, publication))  # type: ignore[misc]
+                self._publish_all(source, publication)
             except (Cancelled, StoreError, TemporaryError):
                 for leg in self._legs:
                     self._suspend(leg)
@@ -252,8 +275,12 @@ class Transfer:
 
     def _in_turn(self) -> bool:
         """``cancelled``, asked while others have what this job needs: waiting for them is not standing still."""
-        self.progress(Stage.TRANSFER, 0, 0)
+        self._moved(*self._done)
         return self.cancelled()
+
+    def _moved(self, source_bytes: int, stored_bytes: int) -> None:
+        self._done = source_bytes, stored_bytes
+        self.progress(Stage.TRANSFER, source_bytes, stored_bytes)
 
     def _encode(self, source: reader.Reader, recipe: codec.Recipe) -> codec.Encoded:
         try:
@@ -262,7 +289,7 @@ class Transfer:
                 self._write,
                 recipe,
                 size=source.size,
-                progress=lambda r, w: self.progress(Stage.TRANSFER, r, w),
+                progress=self._moved,
                 cancelled=self.cancelled,
             )
         except IntegrityError:
@@ -288,7 +315,17 @@ class Transfer:
             others=tuple(self.route.watch.digests),
         )
 
-    def _begin(self, leg: _Leg, source: reader.Reader, plan: _Plan) -> None:
+    @contextmanager
+    def _memory(self, own: int, bound: int, destinations: list[Destination]) -> Iterator[int]:
+        """Hold memory for a pass that needs ``own`` bytes besides its uploads; yields how much each upload has beyond
+        what it cannot do without. A file takes no more than its share while others are in flight."""
+        own += _BESIDES + (len(destinations) * ROOM * codec.PIECE if len(destinations) > 1 else 0)
+        least = own + sum(d.memory_least(bound) for d in destinations)
+        most = own + sum(d.memory_needed(bound) for d in destinations)
+        with self.bounds.memory.lend(least, self._in_turn, min(most, self.bounds.share())) as lent:
+            yield max(0, lent - least) // len(destinations)
+
+    def _begin(self, leg: _Leg, source: reader.Reader, plan: _Plan, spare: int) -> None:
         leg.key, older = self._target(leg.name, plan.compression)
         put = Put(
             key=leg.key,
@@ -297,14 +334,21 @@ class Transfer:
             replace=older,
             mtime_ns=self._version.identity.mtime_ns,
             mode=source.mode,
+            memory=leg.destination.memory_least(source.size) + spare,
             note=lambda token: self._note(leg, token),
         )
+        if self._several:
+            self.bounds.rests.enter(leg.name)
+        leg.upload = Apart(lambda: self._open(leg, put), leg.name) if len(self._legs) > 1 else self._open(leg, put)
+
+    def _open(self, leg: _Leg, put: Put) -> Upload:
+        """Go on with what an earlier run has begun, or begin."""
         for token in [t for _, name, t in self.store.uploads(self.job) if name == leg.name]:
             if not put.resume and leg.destination.resumable(token, put):
                 put, leg.token = replace(put, resume=token), token
             elif leg.destination.abandon(token):  # else the sweep does, when the destination answers
                 self.store.end_upload(self.job.id, leg.name, token)
-        leg.upload = leg.destination.begin(put)
+        return self.bounds.traffic.limited(leg.destination.begin(put), leg.name, self._in_turn)
 
     def _target(self, name: str, compression: Compression) -> tuple[str, Stored | None]:
         """The key at a destination and, when an older version of ours has it, the object to replace (PRODUCT W8)."""
@@ -375,6 +419,8 @@ class Transfer:
                 act()
             except TransferError as error:
                 leg.error = error
+                if self._several:
+                    self.bounds.rests.ended(leg.name, error)
                 if isinstance(error, TemporaryError):
                     self._suspend(leg)
                 else:
@@ -413,6 +459,25 @@ class Transfer:
         self.job = replace(self.job, checkpoint=left)
         return found
 
+    def _publish_all(self, source: reader.Reader, what: Publication) -> None:
+        """Side by side, so that none waits for another. Raises StoreError, Cancelled."""
+        broken: list[BaseException] = []
+
+        def publish(leg: _Leg) -> None:
+            try:
+                self._guarded(leg, lambda: self._publish(leg, source, what))
+            except BaseException as error:
+                broken.append(error)
+
+        others = [threading.Thread(target=publish, args=(leg,), name="publish") for leg in self._legs[1:]]
+        for thread in others:
+            thread.start()
+        publish(self._legs[0])
+        for thread in others:
+            thread.join()
+        if broken:
+            raise broken[0]
+
     def _publish(self, leg: _Leg, source: reader.Reader, what: Publication) -> None:
         assert leg.upload is not None
         metadata = self._metadata(what.source.sha256, source, _Plan(what.compression))
@@ -421,6 +486,7 @@ class Transfer:
             stored = self._read_back(leg, stored, what.stored)
         self.store.deliver(what.proof(self.job, leg.name, stored, self.clock()), leg.token)
         leg.token = ""
+        self.bounds.rests.ended(leg.name, None)
         ratio = f", {what.source.size / what.stored.size:.2f}:1" if what.compression is not Compression.NONE else ""
         self._tell(
             "delivered",
@@ -449,7 +515,6 @@ class Transfer:
         """Leave what has arrived for the next run of this job."""
         if leg.upload is not None:
             leg.upload.suspend()
-            self._settle_token(leg)
 
     def _abort(self, leg: _Leg) -> None:
         """What cannot be removed now stays noted: the sweep removes it."""

@@ -32,7 +32,7 @@ from quaymaster.pipeline.fetch import STAGED, Copy, Errand, Fetchers, fetch
 from quaymaster.pipeline.publication import delivered
 from quaymaster.pipeline.retry import decide
 from quaymaster.pipeline.transfer import Bounds, Route, Transfer
-from quaymaster.store import Filter, Store
+from quaymaster.store import Filter, Queue, Store
 
 _log = logging.getLogger(__name__)
 _SWEEP_EVERY = 60.0
@@ -66,6 +66,11 @@ class Lane:
     disposal: Disposal
     grace: float = 0.0
     """Seconds between the last proof and the disposal."""
+
+    @property
+    def queue(self) -> Queue:
+        watch = self.route.watch
+        return Queue(watch.name, watch.priority, watch.order)
 
     @property
     def shared(self) -> bool:
@@ -189,8 +194,8 @@ class Workers:
         # Half of the free threads for what was fetched, half for what is local; the rest of one for the other.
         self._turn = 1 - self._turn
         free_for_local = free - min(len(self._fetched), (free + self._turn) // 2)
-        lanes = tuple(name for name, lane in self.lanes.items() if lane.shared)
-        jobs = self.store.claim(free_for_local, lanes) if lanes and free_for_local else []
+        queues = [lane.queue for lane in self.lanes.values() if lane.shared]
+        jobs = self.store.claim(free_for_local, queues) if queues and free_for_local else []
         errands = [self._begin(job) for job in jobs]
         while self._fetched and len(errands) < free:
             errand = self._fetched.popleft()
@@ -226,7 +231,7 @@ class Workers:
         if not self.lanes[name].fetched:
             return None
         try:
-            for job in self.store.claim(1, (name,)):
+            for job in self.store.claim(1, (self.lanes[name].queue,)):
                 self._begin(job, apart=True)
                 return job
         except StoreError as error:

@@ -5,10 +5,9 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from quaymaster.config import Config, Watch
 from quaymaster.destinations.base import Destination
@@ -16,10 +15,9 @@ from quaymaster.destinations.directory_upload import etag_of
 from quaymaster.intake.intake import Intake
 from quaymaster.keys import escape
 from quaymaster.model import Emit, FileVersion, Identity
-from quaymaster.pipeline.budget import Pool, Staging
-from quaymaster.pipeline.transfer import Bounds
 from quaymaster.pipeline.worker import Lane, Running, Workers
 from quaymaster.service import anchor, build, travel
+from quaymaster.service.ceilings import Ceilings
 from quaymaster.service.heads import Heads
 from quaymaster.service.scrubber import Scrubber
 from quaymaster.store import Store
@@ -31,8 +29,11 @@ _INTAKE_STOP = 2.0
 class Carriers:
     """The destinations of a configuration, and workers on a store."""
 
-    def __init__(self, config: Config, store: Store, emit: Emit) -> None:
+    def __init__(self, config: Config, store: Store, emit: Emit, ceilings: Ceilings | None = None) -> None:
+        """``ceilings`` are those that an earlier crew had."""
         self.config = config
+        self.ceilings = ceilings or Ceilings(config)
+        self.ceilings.set(config)
         self._store = store
         self._emit = emit
         self.destinations = self._shared_destinations()
@@ -43,23 +44,14 @@ class Carriers:
 
     def workers(self, standing: Mapping[str, travel.Attended]) -> Workers:
         """They carry the files of the watches in ``standing``, and of no others."""
-        config, limits = self.config, self.config.limits
+        config = self.config
 
         def lane(watch: Watch) -> Lane:
             moved_to = self._anchor(anchor.of_move(watch.name), watch.name, watch.after_dir or "")
             return travel.lane(config, watch, self.destinations, self._emit, standing[watch.name], moved_to)
 
-        def bounds(waiting: Callable[[], int]) -> Bounds:
-            return Bounds(
-                memory=Pool(limits.memory),
-                staging=Staging(config.service.staging_dir, ceiling=limits.staging, floor=limits.staging_free),
-                compressing=Pool(limits.compress_threads),
-                cpus=len(os.sched_getaffinity(0)),
-                waiting=waiting,
-            )
-
         lanes = {name: lane(config.watches[name]) for name in standing}
-        return Workers(self._store, bounds, lanes, limits.files, self._emit)
+        return Workers(self._store, self.ceilings.bounds, lanes, config.limits.files, self._emit)
 
     def _shared_destinations(self) -> dict[str, Destination]:
         said = self._store.reports()
@@ -84,8 +76,8 @@ class Carriers:
 class Crew(Carriers):
     """Built, but doing nothing until :meth:`start`."""
 
-    def __init__(self, config: Config, store: Store, emit: Emit) -> None:
-        super().__init__(config, store, emit)
+    def __init__(self, config: Config, store: Store, emit: Emit, ceilings: Ceilings | None = None) -> None:
+        super().__init__(config, store, emit, ceilings)
         self.intakes = {watch.name: self._intake(watch) for watch in config.watches.values()}
         self._noticing: list[Intake] = []
         self._workers = self.workers(self.intakes)

@@ -23,6 +23,7 @@ from quaymaster.model import Emit, Event, Level, State
 from quaymaster.pipeline.retry import decide
 from quaymaster.pipeline.worker import Running
 from quaymaster.service import heads, journal, standing
+from quaymaster.service.ceilings import Ceilings, give_memory_back
 from quaymaster.service.crew import Crew
 from quaymaster.service.lock import Lock
 from quaymaster.service.repeats import Repeats
@@ -48,6 +49,7 @@ _RESCAN_AFTER = 30.0
 
 def run(config_path: str) -> int:
     """``quaymaster run``: load the configuration, serve until SIGTERM or SIGINT, return the exit status."""
+    give_memory_back()
     config = load(config_path, os.environ)
     # Libraries' own warnings repeat, without saying what to do, what we report ourselves.
     logging.basicConfig(level=logging.DEBUG if os.environ.get("QUAYMASTER_DEBUG") else logging.CRITICAL)
@@ -181,13 +183,13 @@ class Daemon:
         for problem in problems_on_disk(self._config):
             self._emit(Event("config-warning", problem, Level.WARNING))
 
-    def _new_crew(self, store: Store) -> Crew:
+    def _new_crew(self, store: Store, ceilings: Ceilings | None = None) -> Crew:
         now = time.time()
         self._destinations = {
             name: self._destinations.get(name, {"state": "unused", "error": "", "since": now})
             for name in self._config.destinations
         }
-        crew = Crew(self._config, store, self._emit)
+        crew = Crew(self._config, store, self._emit, ceilings)
         crew.start()
         crew.wait_for_first_scans(5.0)
         return crew
@@ -232,7 +234,7 @@ class Daemon:
         store.note("config-changed", {"config": new.digest})
         crew.retire()
         self._retired = [old for old in [*self._retired, crew] if old.running]
-        crew = self._new_crew(store)
+        crew = self._new_crew(store, crew.ceilings)
         self._report_service(store)
         watches = _many(len(new.watches), "directory", "directories")
         self._emit(Event("config-reloaded", f"the configuration was read again; watches {watches}", Level.NOTICE))
@@ -294,6 +296,7 @@ class Daemon:
                 for number, job in running.items()
             }
         }
+        said["ceilings"] = crew.ceilings.record(running)
         with suppress(StoreError):  # a full disk is told by those who have something to lose
             for name, body in said.items():
                 if self._reported.get(name) != body or (name == "progress" and body["jobs"]):

@@ -23,8 +23,9 @@ from quaymaster.store.jobs import Filter
 from quaymaster.store.ledger import Delivery
 from quaymaster.store.passes import Outcome, Row
 from quaymaster.store.salvage import Salvaged, salvage
+from quaymaster.store.turns import Queue
 
-__all__ = ["Copy", "Delivery", "Entry", "Filter", "Head", "Outcome", "Place", "Row", "Selection", "Store"]
+__all__ = ["Copy", "Delivery", "Entry", "Filter", "Head", "Outcome", "Place", "Queue", "Row", "Selection", "Store"]
 
 HEAD_FILE = "custody-head"
 _SET_BACK = 1.0
@@ -114,12 +115,12 @@ class Store:
 
     # -- pipeline --
 
-    def claim(self, limit: int, watches: Sequence[str] = ()) -> list[Job]:
-        """Take up to ``limit`` jobs to run, fairly between the watches (only the named ones, when any is)."""
+    def claim(self, limit: int, queues: Sequence[Queue] = ()) -> list[Job]:
+        """Take up to ``limit`` jobs to run, fairly between the watches (only of those in ``queues``, if any)."""
         self._heed_clock()
         with self._db.read() as t:
             idle = not jobs.ready(t, self._clock())
-        return [] if idle else self._db.write(lambda t: jobs.claim(t, limit, self._clock(), watches=watches))
+        return [] if idle else self._db.write(lambda t: jobs.claim(t, limit, self._clock(), queues))
 
     def _heed_clock(self) -> None:
         """Nobody waits for a time that a wall clock has come from."""

@@ -25,6 +25,7 @@ APPLICATION_ID = 0x51554159  # "QUAY"
 FILE_NAME = "quaymaster.db"
 _BATCH = 1000  # writers committed together; bounds how long one commit holds the lock
 _BUSY_SECONDS = 20.0
+_READER_CACHE_KIB = 256  # of each thread's connection: there are many, and the kernel caches the file anyhow
 DAMAGED = (
     "Nothing was changed. Stop the service and restore a backup, or run quaymaster rebuild: it keeps the damaged file, "
     "carries over what can be read and asks the destinations for the rest"
@@ -122,6 +123,7 @@ class Database:
             if connection is None:
                 connection = self._connect()
                 connection.execute("PRAGMA query_only = ON")
+                connection.execute(f"PRAGMA cache_size = -{_READER_CACHE_KIB}")
                 self._readers.connection = connection
                 self._all_readers.append(connection)
             connection.execute("BEGIN")

@@ -18,6 +18,7 @@ from typing import Any
 
 from quaymaster.model import FileVersion, Identity, Job, Stage, State
 from quaymaster.store.db import Transaction
+from quaymaster.store.turns import Queue, choose
 
 _COLUMNS = """path, inode, size, mtime_ns, state, stage, attempts, strikes, retry_at, error_code, error, queued_at,
     started_at, ended_at, checkpoint"""
@@ -158,30 +159,10 @@ def _had(t: Transaction, watch: int, paths: set[bytes]) -> dict[bytes, list[tupl
     return found
 
 
-def claim(t: Transaction, limit: int, now: float, *, watches: Sequence[str] = ()) -> list[Job]:
-    """Take up to ``limit`` jobs, oldest first, in turn from each watch; with ``watches`` only from those.
-
-    A newer version of a file waits until the older one has run: which copy it replaces is known only then.
-    """
+def claim(t: Transaction, limit: int, now: float, queues: Sequence[Queue] = ()) -> list[Job]:
+    """Take up to ``limit`` jobs in the order of their turns (turns.py), of the watches in ``queues`` or of all."""
     t.execute("UPDATE jobs SET state = 'queued', retry_at = NULL WHERE state = 'waiting' AND retry_at <= ?", (now,))
-    queues = [
-        [
-            row[0]
-            for row in t.execute(
-                "SELECT id FROM jobs WHERE watch_id = ? AND state = 'queued' AND NOT EXISTS ("
-                "SELECT 1 FROM jobs AS older WHERE older.watch_id = jobs.watch_id AND older.path = jobs.path"
-                " AND (older.state = 'running' OR (older.state = 'queued' AND older.id < jobs.id)))"
-                " ORDER BY id LIMIT ?",
-                (number, limit),
-            )
-        ]
-        for number in _watches_with_work(t, watches)
-    ]
-    taken: list[int] = []
-    while len(taken) < limit and any(queues):
-        for queue in queues:
-            if queue and len(taken) < limit:
-                taken.append(queue.pop(0))
+    taken = choose(t, limit, queues)
     if not taken:
         return []
     marks = ",".join("?" * len(taken))
@@ -192,13 +173,6 @@ def claim(t: Transaction, limit: int, now: float, *, watches: Sequence[str] = ()
     rows = t.execute(f"{_SELECT} WHERE jobs.id IN ({marks})", taken)
     found = {job.id: job for job in _jobs(rows)}
     return [found[number] for number in taken]
-
-
-def _watches_with_work(t: Transaction, names: Sequence[str]) -> list[int]:
-    if names:
-        marks = ",".join("?" * len(names))
-        return [row[0] for row in t.execute(f"SELECT id FROM watches WHERE name IN ({marks})", tuple(names))]
-    return [row[0] for row in t.execute("SELECT id FROM watches")]
 
 
 def ready(t: Transaction, now: float) -> bool:
@@ -319,30 +293,24 @@ def find(t: Transaction, which: Filter) -> list[Job]:
 
 
 def count(t: Transaction) -> dict[str, dict[State, tuple[int, int]]]:
-    """For each watch and state: how many jobs, and their bytes."""
+    """For each watch and state: how many jobs, and their bytes; kept by triggers, so quick whatever the number."""
     counts: dict[str, dict[State, tuple[int, int]]] = {}
-    for row in t.execute(
-        "SELECT watches.name, state, count(*), sum(size) FROM jobs JOIN watches ON watches.id = watch_id"
-        " GROUP BY watch_id, state"
+    for name, state, number, size in t.execute(
+        "SELECT watches.name, state, jobs, bytes FROM tallies JOIN watches ON watches.id = watch_id WHERE jobs > 0"
     ):
-        counts.setdefault(row[0], {})[State(row[1])] = (row[2], row[3])
+        counts.setdefault(name, {})[State(state)] = (number, size)
     return counts
 
 
 def count_open(t: Transaction) -> dict[State, int]:
-    """How many jobs are in each state that is not final; from the indexes alone, however long the history is."""
-    states = [state for state in State if not state.final]
-    query = " UNION ALL ".join(f"SELECT '{state}', count(*) FROM jobs WHERE state = '{state}'" for state in states)
-    return {State(row[0]): row[1] for row in t.execute(query)}
+    """How many jobs are in each state that is not final."""
+    found = {State(row[0]): int(row[1]) for row in t.execute("SELECT state, sum(jobs) FROM tallies GROUP BY state")}
+    return {state: found.get(state, 0) for state in State if not state.final}
 
 
 def oldest_open(t: Transaction) -> float | None:
     """When the oldest job that is neither done nor given up was queued."""
-    row = t.execute(
-        "SELECT min(queued_at) FROM (SELECT min(queued_at) AS queued_at FROM jobs WHERE state = 'queued'"
-        " UNION ALL SELECT min(queued_at) FROM jobs WHERE state IN ('running', 'parked')"
-        " UNION ALL SELECT min(queued_at) FROM jobs WHERE state = 'waiting')"
-    ).fetchone()
+    row = t.execute("SELECT min(queued_at) FROM jobs WHERE ended_at IS NULL").fetchone()
     return None if row[0] is None else float(row[0])
 
 

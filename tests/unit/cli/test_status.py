@@ -77,6 +77,33 @@ def test_totals_count_jobs_and_bytes_and_name_the_next_try_and_the_oldest_file(s
     assert body["oldest_open"] == pytest.approx(time.time(), abs=60)
 
 
+def test_it_says_on_what_work_waits(service) -> None:
+    service.queue(b"q", 10)
+    mib = 2**20
+    flow = {"destination": "", "rate": 48 * mib, "limit": 50 * mib, "until": "18:00", "waiting": 3}
+    service.store.report(
+        "ceilings",
+        {
+            "files": {"used": 20, "ceiling": 20},
+            "memory": {"used": 250 * mib, "ceiling": 256 * mib, "waiting": 7},
+            "compressing": {"used": 1, "ceiling": 1, "waiting": 2},
+            "staging": {"used": 40 * mib, "ceiling": 50 * mib},
+            "bandwidth": [flow, flow | {"destination": "archive", "limit": 1 * mib, "rate": 0, "until": None}],
+        },
+    )
+    lines = service.run("status").out.splitlines()
+    for line in (
+        "bandwidth: 48 of 50 MiB/s until 18:00, 3 files waiting",
+        "bandwidth to archive: 0.00 of 1.00 MiB/s, 3 files waiting",
+        "files: all 20 are in flight (limits.files); the others wait",
+        "memory: 7 files waiting, 250 MiB of 256 MiB in use (limits.memory)",
+        "compressing: 2 files waiting, 1 of 1 in use (limits.compress_threads)",
+        "staging: 40.0 MiB of 50.0 MiB in use",
+    ):
+        assert line in lines, (line, lines[:12])
+    assert service.run("status", "--json").json["ceilings"]["memory"]["waiting"] == 7
+
+
 def test_nothing_to_do_is_said_so(service) -> None:
     assert "nothing undelivered" in service.run("status").out
 

@@ -105,6 +105,11 @@ def test_every_setting_arrives(site):
     assert not config.compression_disabled
 
 
+def test_without_parallel_there_is_one_of_everything(site):
+    limits = site.load('[limits]\nparallel = false\nfiles = 30\nmemory = "64MiB"\n' + SMALLEST).limits
+    assert (limits.files, limits.parts, limits.compress_threads, limits.memory) == (1, 1, 1, 64 * MIB)
+
+
 def test_the_defaults_are_those_of_the_product(site):
     config = site.load(SMALLEST)
     assert config.service.model_dump() == {
@@ -118,6 +123,8 @@ def test_the_defaults_are_those_of_the_product(site):
         "files": 20,
         "parts": 8,
         "compress_threads": 3,
+        "parallel": True,
+        "bandwidth": {"default": None, "windows": ()},
         "staging": None,
         "staging_free": GIB,
     }
@@ -139,6 +146,8 @@ def test_the_defaults_are_those_of_the_product(site):
         "hang_after": 30.0,
         "fetchers": 1,
         "uploaders": 1,
+        "priority": 0,
+        "order": "oldest",
         "compress": None,
         "key": "{watch}/{path}",
         "verify": "checksum",
@@ -163,6 +172,7 @@ def test_the_defaults_are_those_of_the_product(site):
         "tags": {},
         "connect_timeout": 10.0,
         "read_timeout": 60.0,
+        "bandwidth": {"windows": ()},
     }
 
 

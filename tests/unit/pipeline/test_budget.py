@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from quaymaster.errors import OutOfSpace
 from quaymaster.pipeline.budget import Cancelled, Pool, Staging
+from system.service import until
 
 
 def never() -> bool:
@@ -49,16 +50,57 @@ def test_a_large_request_is_not_starved_by_small_ones_that_come_later() -> None:
     with pool.lend(5, never):
         large = threading.Thread(target=borrow, args=("large", 10))
         large.start()
-        while pool._next < 2:
-            pass
+        until(lambda: pool.waiting == 1)
         small = threading.Thread(target=borrow, args=("small", 1))
         small.start()
-        while pool._next < 3:
-            pass
+        until(lambda: pool.waiting == 2)
         assert order == []
     large.join(10)
     small.join(10)
     assert order == ["large", "small"]
+
+
+def test_what_is_small_slips_in_but_not_for_ever() -> None:
+    """Small files go on while a large one waits for much memory; it still gets its turn."""
+    pool = Pool(64)
+    order: list[str] = []
+    returned = threading.Event()
+
+    def large() -> None:
+        with pool.lend(60, never):
+            order.append("large")
+
+    def hold() -> None:
+        with pool.lend(40, never):
+            returned.wait(30)
+
+    holder, waiter = threading.Thread(target=hold), threading.Thread(target=large)
+    holder.start()
+    until(lambda: pool.used == 40)
+    waiter.start()
+    until(lambda: pool.waiting == 1)
+    for _ in range(64):
+        with pool.lend(4, never):
+            order.append("small")
+    assert order == ["small"] * 64
+    late = threading.Thread(target=lambda: pool.lend(4, never).__enter__())
+    late.start()
+    until(lambda: pool.waiting == 2)
+    returned.set()
+    for thread in (holder, waiter, late):
+        thread.join(10)
+    assert order[-1] == "large"
+
+
+def test_more_is_lent_while_more_is_free() -> None:
+    pool = Pool(100)
+    with pool.lend(20, never, 70) as first, pool.lend(20, never, 70) as second:
+        assert (first, second, pool.used) == (70, 30, 100)
+        pool.set(50)  # a reload
+        with pytest.raises(Cancelled), pool.lend(1, lambda: True):
+            pass
+    with pool.lend(200, never) as all_there_is:
+        assert all_there_is == 50
 
 
 def test_who_wants_nothing_waits_for_nobody() -> None:
@@ -66,8 +108,7 @@ def test_who_wants_nothing_waits_for_nobody() -> None:
     with pool.lend(1, never):
         waiting = threading.Thread(target=lambda: pool.lend(1, never).__enter__())
         waiting.start()
-        while pool._next < 2:
-            pass
+        until(lambda: pool.waiting == 1)
         with pool.lend(0, never):
             pass
     waiting.join(10)

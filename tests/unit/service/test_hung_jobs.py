@@ -15,7 +15,7 @@ from quaymaster.pipeline.worker import Running
 from quaymaster.service import daemon
 from quaymaster.service.daemon import Daemon
 from quaymaster.service.watchdog import Watchdog
-from quaymaster.store import Filter, Store
+from quaymaster.store import Filter, Queue, Store
 
 CONFIG = """
 [destination.archive]
@@ -42,7 +42,7 @@ class Scene:
 
     def crew(self) -> Any:
         """One that has the job in a stage that stands still from now on."""
-        (job,) = self.store.claim(1, ("landing",))
+        (job,) = self.store.claim(1, (Queue("landing"),))
         running = {job.id: Running(job, self.now, Stage.TRANSFER, moved_at=self.now)}
         return SimpleNamespace(config=self.config, running=running, intakes={})
 

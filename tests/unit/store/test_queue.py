@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from quaymaster.errors import TransferError
 from quaymaster.model import FileVersion, Identity, Stage, State
-from quaymaster.store import Filter, Store
+from quaymaster.store import Filter, Queue, Store
 
 
 class Clock:
@@ -192,7 +192,7 @@ def test_oldest_first_within_a_watch_and_nothing_twice(store: Store) -> None:
 
 def test_only_the_named_watches_are_claimed_from(store: Store) -> None:
     store.enqueue([version(watch="gone"), version(watch="here")])
-    assert [j.version.watch for j in store.claim(9, ("here",))] == ["here"]
+    assert [j.version.watch for j in store.claim(9, (Queue("here"),))] == ["here"]
 
 
 def test_a_failed_job_waits_until_its_time_and_keeps_its_checkpoint(store: Store, clock: Clock) -> None:
