@@ -27,12 +27,15 @@ from quaymaster.errors import (
 )
 from quaymaster.model import Emit, Event, Job, Level, Stage, State
 from quaymaster.pipeline.budget import Cancelled
-from quaymaster.pipeline.dispose import Disposal, dispose
+from quaymaster.pipeline.dispose import dispose
 from quaymaster.pipeline.fetch import STAGED, Copy, Errand, Fetchers, fetch
+from quaymaster.pipeline.lane import Lane, Running
 from quaymaster.pipeline.publication import delivered
 from quaymaster.pipeline.retry import decide
-from quaymaster.pipeline.transfer import Bounds, Route, Transfer
+from quaymaster.pipeline.transfer import Bounds, Transfer
 from quaymaster.store import Filter, Store
+
+__all__ = ["Lane", "Running", "Workers"]
 
 _log = logging.getLogger(__name__)
 _SWEEP_EVERY = 60.0
@@ -41,41 +44,6 @@ _LONG_WAY = 64 << 20
 """Bytes from which on a file's way takes long enough to say when it begins; of smaller ones only the end is told."""
 _STORE_PAUSE = 2.0
 """Seconds between tries while the store cannot be written (its disk is full)."""
-
-
-@dataclass(slots=True)
-class Running:
-    """What one job is doing now, for status."""
-
-    job: Job
-    since: float
-    stage: Stage = Stage.TRANSFER
-    source_bytes: int = 0
-    stored_bytes: int = 0
-    moved_at: float = 0.0
-    """When it last made progress (monotonic), for the watchdog."""
-    apart: bool = False
-    """It is with a thread of its own watch, which may hang."""
-
-
-@dataclass(frozen=True, slots=True)
-class Lane:
-    """One watch as the workers see it."""
-
-    route: Route
-    disposal: Disposal
-    grace: float = 0.0
-    """Seconds between the last proof and the disposal."""
-
-    @property
-    def shared(self) -> bool:
-        """Whether the shared threads may take its jobs from their sources now."""
-        return self.route.standing.here() and not self.route.apart
-
-    @property
-    def fetched(self) -> bool:
-        """Whether its own threads may take jobs now."""
-        return self.route.standing.here() and self.route.apart
 
 
 @dataclass(slots=True)
