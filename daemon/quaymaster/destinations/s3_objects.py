@@ -13,7 +13,7 @@ from urllib.parse import quote, unquote
 
 from quaymaster.destinations.s3_probe import plain_etag
 from quaymaster.destinations.s3_wire import AbsentError, UploadGone, Wire
-from quaymaster.errors import Conflict, DestinationMissing, IntegrityError, PermanentError
+from quaymaster.errors import Conflict, DestinationMissing, IntegrityError, PermanentError, Unreachable
 from quaymaster.model import Digests, Stored
 
 PIECE = 1 << 20  # bytes; the most that read() yields at once
@@ -156,7 +156,9 @@ class Objects:
         present = self.head(key)
         if present is None:
             # The answer to HEAD has no body that could tell a missing bucket from a missing object: this one has.
-            self.wire.call("list_objects_v2", "", key, Prefix=self.whole_key(key), MaxKeys=1)
+            listed = self.wire.call("list_objects_v2", "", key, Prefix=self.whole_key(key), MaxKeys=1)
+            if any(found["Key"] == self.whole_key(key) for found in listed.get("Contents", [])):
+                raise Unreachable(f"{self.where(key)} is listed and not found at once", "It is looked at again")
         if present is None or present.size != digests.size:
             return None
         told = present.checksum.removeprefix("SHA256:")

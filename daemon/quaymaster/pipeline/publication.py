@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from quaymaster.destinations.base import Destination
-from quaymaster.errors import IntegrityError
-from quaymaster.model import Compression, Digests, Event, Job, Proof, Stage, Stored
+from quaymaster.errors import IntegrityError, TransferError
+from quaymaster.model import Compression, Digests, Event, FileVersion, Job, Level, Proof, Stage, Stored
 from quaymaster.pipeline import codec
 from quaymaster.store import Store
 from quaymaster.store.passes import AGAIN
@@ -92,6 +92,19 @@ def published(job: Job, destinations: Mapping[str, Destination], at: float) -> I
             yield publication.proof(job, name, stored, at)
 
 
+def metadata(version: FileVersion, mode: int, compression: Compression, sha256: str = "") -> dict[str, str]:
+    """What an object says of its source (adopt.Told reads it); the digest only once it is known."""
+    found = {
+        "quaymaster-size": str(version.size),
+        "quaymaster-mtime": str(version.identity.mtime_ns),
+        "quaymaster-mode": f"{mode:04o}",
+        "quaymaster-compression": compression.value,
+    }
+    if sha256:
+        found["quaymaster-sha256"] = sha256
+    return found
+
+
 def recall(store: Store, job: Job, destinations: Mapping[str, Destination], at: float) -> None:
     """Record what a run of this job made visible and was killed before it could say so. Raises TransferError."""
     had = {d.proof.destination for d in store.deliveries_of(job)}
@@ -137,4 +150,20 @@ def told(proof: Proof) -> Event:
         destination=proof.destination,
         size=stored.size,
         sha256=proof.source.sha256,
+    )
+
+
+def told_failure(job: Job, destination: str, error: TransferError) -> Event:
+    """That this destination did not take it, for those who look after destinations."""
+    version = job.version
+    return Event(
+        "delivery-failed",
+        str(error),
+        Level.DEBUG,
+        watch=version.watch,
+        path=version.path,
+        job=job.id,
+        destination=destination,
+        size=version.size,
+        code=error.code,
     )

@@ -278,7 +278,7 @@ class Transfer:
         put = Put(
             key=leg.key,
             size_bound=source.size,
-            metadata=self._metadata(source.known_sha256, source, plan),
+            metadata=publication.metadata(self._version, source.mode, plan.compression, source.known_sha256),
             replace=older,
             mtime_ns=self._version.identity.mtime_ns,
             mode=source.mode,
@@ -327,17 +327,6 @@ class Transfer:
             version=number,
         )
 
-    def _metadata(self, sha256: str, source: reader.Reader, plan: _Plan) -> dict[str, str]:
-        found = {
-            "quaymaster-size": str(source.size),
-            "quaymaster-mtime": str(self._version.identity.mtime_ns),
-            "quaymaster-mode": f"{source.mode:04o}",
-            "quaymaster-compression": plan.compression.value,
-        }
-        if sha256:
-            found["quaymaster-sha256"] = sha256
-        return found
-
     def _write(self, data: bytes | memoryview) -> None:
         """Give stored bytes to every destination that still takes them."""
         for leg in self._legs:
@@ -364,7 +353,7 @@ class Transfer:
                     self._suspend(leg)
                 else:
                     self._abort(leg)
-                self._tell("delivery-failed", str(error), Level.DEBUG, destination=leg.name, code=error.code)
+                self.emit(publication.told_failure(self.job, leg.name, error))
 
     def _check_source(self, source: reader.Reader, found: Digests) -> None:
         """Before anything becomes visible: the source is still the version that was read, and reads the same."""
@@ -398,7 +387,7 @@ class Transfer:
 
     def _publish(self, leg: _Leg, source: reader.Reader, what: Publication) -> None:
         assert leg.upload is not None
-        metadata = self._metadata(what.source.sha256, source, _Plan(what.compression))
+        metadata = publication.metadata(self._version, source.mode, what.compression, what.source.sha256)
         stored = leg.upload.publish(what.stored, metadata)
         if self.route.watch.verify == "readback":
             stored = publication.read_back(leg.destination, stored, what.stored)
@@ -440,32 +429,9 @@ class Transfer:
         if errors:
             raise min(errors, key=lambda error: list(Retry).index(error.retry))
 
-    def _tell(
-        self,
-        kind: str,
-        message: str,
-        level: Level = Level.INFO,
-        *,
-        destination: str = "",
-        size: int = -1,
-        sha256: str = "",
-        code: str = "",
-    ) -> None:
-        version = self._version
-        self.emit(
-            Event(
-                kind,
-                message,
-                level,
-                watch=version.watch,
-                path=version.path,
-                job=self.job.id,
-                destination=destination,
-                size=version.size if size < 0 else size,
-                sha256=sha256,
-                code=code,
-            )
-        )
+    def _tell(self, kind: str, message: str, level: Level = Level.INFO) -> None:
+        v = self._version
+        self.emit(Event(kind, message, level, watch=v.watch, path=v.path, job=self.job.id, size=v.size))
 
 
 __all__ = ["Bounds", "Cancelled", "Progress", "Route", "Transfer"]

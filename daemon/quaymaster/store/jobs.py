@@ -186,6 +186,11 @@ def claim(t: Transaction, limit: int, now: float, *, watches: Sequence[str] = ()
         for queue in queues:
             if queue and len(taken) < limit:
                 taken.append(queue.pop(0))
+    return take(t, taken, now)
+
+
+def take(t: Transaction, taken: Sequence[int], now: float) -> list[Job]:
+    """Let these queued jobs run."""
     if not taken:
         return []
     marks = ",".join("?" * len(taken))
@@ -193,7 +198,7 @@ def claim(t: Transaction, limit: int, now: float, *, watches: Sequence[str] = ()
     t.execute(
         f"UPDATE jobs SET state = 'running', started_at = ?, stage = 'transfer' WHERE id IN ({marks})", (now, *taken)
     )
-    rows = t.execute(f"{_SELECT} WHERE jobs.id IN ({marks})", taken)
+    rows = t.execute(f"{_SELECT} WHERE jobs.id IN ({marks})", tuple(taken))
     found = {job.id: job for job in _jobs(rows)}
     return [found[number] for number in taken]
 
