@@ -178,4 +178,6 @@ Emit = Callable[[Event], None]
 def shown(path: bytes) -> str:
     """A path for people: UTF-8 where it is, everything else (bytes, control characters) escaped, on one line."""
     text = path.decode("utf-8", "backslashreplace")
+    if text.isprintable():
+        return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

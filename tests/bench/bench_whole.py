@@ -13,12 +13,13 @@ import json
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 from bench.data import noise
-from bench.harness import compare, workspace
+from bench.harness import RESULTS, Result, compare, workspace
+from bench.link import Link
 from bench.peers import Meter, peer, until
 from quaymaster.store import Store
 from servers.seaweed import Seaweed
@@ -26,6 +27,8 @@ from system.service import Service
 
 BUCKET, SETTLE = "bench", 0.1
 SMALL, SMALL_SIZE = 5_000, 16 << 10
+LARGE, LARGE_SIZE = 8, 256 << 20
+LINK_SIZE, RATE, LATENCY = 900_000_000, 12e6, 0.03
 
 CONFIG = """
 [service]
@@ -95,7 +98,7 @@ class Yard:
 
 @contextmanager
 def yard(
-    tree: Path, files: int, meter: Meter, *, endpoint: str = "", limits: str = ""
+    tree: Path, files: int, meter: Meter, *, link: Link | None = None, limits: str = ""
 ) -> Iterator[tuple[Yard, Service, Store]]:
     with workspace() as folder, ExitStack() as stack:
         for name in ("landing", "theirs"):
@@ -105,9 +108,8 @@ def yard(
         keys = folder / "keys"
         keys.write_text(f'access_key = "{server.access_key}"\nsecret_key = "{server.secret_key}"\n')
         keys.chmod(0o600)
-        config = CONFIG.format(
-            folder=folder, bucket=BUCKET, endpoint=endpoint or server.http_endpoint, settle=SETTLE, limits=limits
-        )
+        endpoint = link.lead_to(server.http_endpoint) if link else server.http_endpoint
+        config = CONFIG.format(folder=folder, bucket=BUCKET, endpoint=endpoint, settle=SETTLE, limits=limits)
         service = stack.enter_context(Service(config, folder))
         store = stack.enter_context(closing(Store(str(folder / "state"))))
         yield Yard(folder, server, tree, files, meter), service, store
@@ -151,36 +153,74 @@ def ferry(command: str, yard: Yard) -> Callable[[Path], list[str]]:
     return call
 
 
-def small(meter: Meter) -> bool:
-    with workspace() as source, yard(made(source / "tree", SMALL, SMALL_SIZE), SMALL, meter) as (here, service, store):
-        endpoint = ["--endpoint-url", here.server.http_endpoint]
-        theirs: dict[str, Callable[[], None]] = {}
-        goals: dict[str, float] = {}
-        if tool := peer("s5cmd"):
-            theirs["s5cmd cp"] = here.theirs(
-                "s5cmd cp", lambda landed, tool=tool: [tool, *endpoint, "cp", f"{landed}/", here.s3("s5cmd", landed)]
-            )  # fmt: skip
-            goals["s5cmd cp"] = 1.0
-        if tool := peer("ferry"):
-            theirs["ferry run"], goals["ferry run"] = here.theirs("ferry run", ferry(tool, here)), 1.5
-        if tool := peer("aws"):
-            theirs["aws s3 cp --recursive"] = here.theirs(
-                "aws s3 cp --recursive",
-                lambda landed, tool=tool: [
-                    tool, *endpoint, "s3", "cp", "--recursive", "--quiet", str(landed), here.s3("aws", landed)
-                ],
-            )  # fmt: skip
-            goals["aws s3 cp --recursive"] = 5.0
-        good = compare(
-            f"{SMALL:,} files of 16 KiB, from landing to the record",
-            here.ours(service, store), theirs, goals, rounds=3, amount=SMALL, unit="files/s",
-        )  # fmt: skip
+def s5cmd(command: str, yard: Yard) -> Callable[[Path], list[str]]:
+    options = ["--endpoint-url", yard.server.http_endpoint]
+    return lambda landed: [command, *options, "cp", f"{landed}/", yard.s3("s5cmd", landed)]
+
+
+def aws(command: str, yard: Yard) -> Callable[[Path], list[str]]:
+    options = ["--endpoint-url", yard.server.http_endpoint, "s3", "cp", "--recursive", "--quiet"]
+    return lambda landed: [command, *options, str(landed), yard.s3("aws", landed)]
+
+
+def rclone(command: str, yard: Yard) -> Callable[[Path], list[str]]:
+    remote = f":s3,provider=Other,endpoint='{yard.server.http_endpoint}',env_auth=true:{BUCKET}"
+    return lambda landed: [command, "copy", str(landed), f"{remote}/rclone-{landed.name}"]
+
+
+Peers = Mapping[str, tuple[Callable[[str, Yard], Callable[[Path], list[str]]], float]]
+"""By the name of a tool: its command, and how many times its speed is the goal."""
+
+
+def race(meter: Meter, files: int, size: int, peers: Peers, name: str, rounds: int, amount: float, unit: str) -> bool:
+    with workspace() as source, yard(made(source / "tree", files, size), files, meter) as (here, service, store):
+        found = {tool: path for tool in peers if (path := peer(tool))}
+        theirs = {tool: here.theirs(tool, peers[tool][0](path, here)) for tool, path in found.items()}
+        goals = {tool: peers[tool][1] for tool in found}
+        title = f"{name}, from landing to the record"
+        good = compare(title, here.ours(service, store), theirs, goals, rounds=rounds, amount=amount, unit=unit)
         meter.print()
         return good
 
 
+def small() -> bool:
+    peers: Peers = {"s5cmd": (s5cmd, 1.0), "ferry": (ferry, 1.5), "aws": (aws, 5.0)}
+    meter = Meter(SMALL * SMALL_SIZE / 2**30, "GiB")
+    return race(meter, SMALL, SMALL_SIZE, peers, f"{SMALL:,} files of 16 KiB", 3, SMALL, "files/s")
+
+
+def large() -> bool:
+    peers: Peers = {"s5cmd": (s5cmd, 0.9), "rclone": (rclone, 0.9), "aws": (aws, 0.9)}
+    amount = LARGE * LARGE_SIZE
+    meter = Meter(amount / 2**30, "GiB")
+    return race(meter, LARGE, LARGE_SIZE, peers, f"{LARGE} files of 256 MiB, uncompressed", 2, amount / 1e6, "MB/s")
+
+
+def link(size: int) -> bool:
+    """One file over a link of 30 ms and 12 MB/s a connection: 8 parts at a time against one."""
+    eight, one = over_link(size, 8), over_link(size, 1)
+    result = Result(f"{size / 1e6:.0f} MB at {RATE / 1e6:.0f} MB/s a connection, 8 parts / 1 part", one / eight, 5.0)
+    RESULTS.append(result)
+    print(f"  {result.ratio:.2f} x  goal {result.goal:.2f}  {'reached' if result.reached else 'MISSED'}")
+    return result.reached
+
+
+def over_link(size: int, parts: int) -> float:
+    """Seconds from landing to the record."""
+    meter, limits = Meter(size / 2**30, "GiB"), f"parts = {parts}\nfiles = 1"
+    with workspace() as source, Link(RATE, LATENCY) as way:
+        tree = made(source / "tree", 1, size)
+        with yard(tree, 1, meter, link=way, limits=limits) as (here, service, store):
+            began = time.perf_counter()
+            here.ours(service, store)()
+            seconds = time.perf_counter() - began
+    print(f"\n{parts} parts at a time: {seconds:.1f} s, {size / 1e6 / seconds:.1f} MB/s")
+    meter.print()
+    return seconds
+
+
 def main() -> bool:
-    return small(Meter(SMALL / 1000, "1,000 files"))
+    return all([small(), large(), link(LINK_SIZE)])
 
 
 if __name__ == "__main__":

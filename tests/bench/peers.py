@@ -22,21 +22,26 @@ _missing: set[str] = set()
 def peer(name: str) -> str | None:
     """The path of a tool; None, with a line that says why, when it cannot be had."""
     folder = Path(os.environ.get("QUAYMASTER_CACHE", "/var/cache/quaymaster-build")) / "peers"
-    found = folder / "bin" / name
-    if found.exists():
-        return str(found)
+    if found := _program(folder, name):
+        return found
     if name not in _missing:
         try:
             if not (folder / "bin/pip").exists():
                 subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True, capture_output=True)
             command = [str(folder / "bin/pip"), "install", "--quiet", PACKAGES[name]]
             subprocess.run(command, check=True, capture_output=True, text=True)
-            return str(found)
+            return _program(folder, name)
         except (OSError, subprocess.CalledProcessError) as error:
             last = str(getattr(error, "stderr", "") or error).strip().splitlines()[-1]
             print(f"\n{name} is left out: {PACKAGES[name]} cannot be installed ({last})")
             _missing.add(name)
     return None
+
+
+def _program(folder: Path, name: str) -> str | None:
+    """Itself, where the package has a script in Python around it, which would be counted too."""
+    found = [*folder.glob(f"lib/python*/site-packages/{name}/bin/{name}"), *folder.glob(f"bin/{name}")]
+    return str(found[0]) if found else None
 
 
 @dataclass
@@ -76,11 +81,16 @@ class Meter:
             command, env={**os.environ, **(environment or {})}, cwd=folder, stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
-        _, status, used = os.wait4(process.pid, 0)
+        peak = 0
+        # Not from wait4(2): what that tells of memory includes this process's own, from before exec.
+        while not (ended := os.wait4(process.pid, os.WNOHANG))[0]:
+            peak = max(peak, resident(process.pid))
+            time.sleep(0.01)
+        _, status, used = ended
         process.returncode = os.waitstatus_to_exitcode(status)
         if process.returncode:
             raise RuntimeError(f"{' '.join(command)} ended with {process.returncode}")
-        self.costs.setdefault(side, Cost()).add(used.ru_utime + used.ru_stime, used.ru_maxrss * 1024)
+        self.costs.setdefault(side, Cost()).add(used.ru_utime + used.ru_stime, peak)
 
     def during(self, side: str, pid: int, act: Callable[[], None]) -> None:
         """What another process spends while ``act`` runs."""
@@ -113,7 +123,12 @@ def cpu_of(pid: int) -> float:
 
 
 def resident(pid: int) -> int:
-    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    """Bytes of memory that a process holds now; 0 when it has just ended."""
+    try:
+        pages = Path(f"/proc/{pid}/statm").read_text().split()[1]
+    except (OSError, IndexError):
+        return 0
+    return int(pages) * os.sysconf("SC_PAGE_SIZE")
 
 
 def until(condition: Callable[[], bool], timeout: float) -> None:

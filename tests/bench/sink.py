@@ -13,6 +13,7 @@ import base64
 import hashlib
 import heapq
 import itertools
+import re
 import select
 import socket
 import ssl
@@ -22,6 +23,9 @@ from collections.abc import Callable
 from urllib.parse import parse_qs, urlsplit
 
 PIECE = 1 << 20
+_PLAIN = re.compile(rb"PUT ([^ ?]+) HTTP/1.1\r\n")
+_LENGTH = re.compile(rb"\r\n[cC]ontent-[lL]ength: *(\d+)\r\n")
+_CHECKSUM = re.compile(rb"\r\nx-amz-checksum-sha256: *([^\r ]+)\r\n")
 NOWHERE = bytearray(4 * PIECE)
 ETAG = '"d41d8cd98f00b204e9800998ecf8427e"'
 
@@ -91,6 +95,17 @@ class Connection:
         end = self.held.find(b"\r\n\r\n")
         if end < 0:
             return
+        if plain := _PLAIN.match(self.held[: end + 2]):
+            # The head of a PutObject, which there are thousands of: looked at as cheaply as can be.
+            path, lines_of = plain[1], self.held[: end + 2]
+            size, checksum = _LENGTH.search(lines_of), _CHECKSUM.search(lines_of)
+            if size and b"xpect:" not in lines_of:
+                had, self.held, self.body = len(self.held) - end - 4, b"", int(size[1])
+                told = checksum[1].decode() if checksum else ""
+                self.bucket.objects[path.decode()] = self.body, told
+                self._told = reply(200, {"ETag": ETAG, "x-amz-checksum-sha256": told})
+                self.passed(had)
+                return
         first, *lines = self.held[:end].decode("latin-1").split("\r\n")
         had = len(self.held) - end - 4
         self.held = b""

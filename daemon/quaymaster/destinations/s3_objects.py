@@ -189,7 +189,10 @@ class Objects:
 
 
 def sent_metadata(metadata: Mapping[str, str]) -> dict[str, str]:
-    return {name: quote(value, safe=_PLAIN) for name, value in metadata.items()}
+    return {
+        name: value if value.isascii() and value.isalnum() else quote(value, safe=_PLAIN)
+        for name, value in metadata.items()
+    }
 
 
 def _stored(key: str, answer: Mapping[str, Any]) -> Stored:
