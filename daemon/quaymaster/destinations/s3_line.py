@@ -11,14 +11,16 @@ import hashlib
 import hmac
 import select
 import socket
-import ssl
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 from urllib.parse import quote
+
+if TYPE_CHECKING:
+    import ssl
 
 T = TypeVar("T")
 
