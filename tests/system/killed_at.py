@@ -57,10 +57,11 @@ def set_trap(trap: Trap) -> None:
     for call in SYSTEM_CALLS:
         setattr(os, call, wrapped(call))
 
-    from quaymaster.destinations import disk, s3_wire
+    from quaymaster.destinations import disk, s3_line, s3_wire
     from quaymaster.store import db
 
     renameat2, request, commit = disk._renameat2, s3_wire.Wire.call, db.Database._commit
+    sent, answer = s3_line.Line.send, s3_line.Line.answer
 
     def stepwise_rename(*args: Any) -> Any:
         return trap.around([f"renameat2 in {sys._getframe(1).f_code.co_qualname}"], lambda: renameat2(*args))
@@ -73,8 +74,16 @@ def set_trap(trap: Trap) -> None:
         names = [f"commit of {entry.act.__qualname__.replace('.<locals>', '')}" for entry in batch]
         trap.around(names, lambda: commit(self, batch))
 
+    def stepwise_sending(self: Any, head: bytes, body: bytes) -> None:
+        trap.around(["put_object among others"], lambda: sent(self, head, body))
+
+    def stepwise_answer(self: Any) -> Any:
+        return trap.around(["answer to put_object among others"], lambda: answer(self))
+
     disk._renameat2 = stepwise_rename
     s3_wire.Wire.call = stepwise_request  # type: ignore[method-assign]
+    s3_line.Line.send = stepwise_sending  # type: ignore[method-assign]
+    s3_line.Line.answer = stepwise_answer  # type: ignore[method-assign]
     db.Database._commit = stepwise_commit  # type: ignore[method-assign]
 
 

@@ -20,11 +20,12 @@ Behaviour such as retries of whole jobs, bandwidth limits and dry runs is added 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
+from quaymaster.errors import TransferError
 from quaymaster.model import Digests, Stored
 
 
@@ -178,3 +179,30 @@ class Destination(Protocol):
         ...
 
     def close(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Parcel:
+    """One small object, all of it in memory. ``put.metadata`` is complete; ``put`` replaces and resumes nothing."""
+
+    put: Put
+    body: bytes
+    digests: Digests
+
+
+@runtime_checkable
+class Together(Protocol):
+    """What a destination is beside :class:`Destination` when many small objects at once cost it less than one by one.
+    Each of them is put there as by ``begin``, ``write`` and ``publish``, with the same promises."""
+
+    def together(self) -> int:
+        """The bytes that each of them may have; 0 while it does not pay, as far as is known. Asks nobody."""
+        ...
+
+    def put_all(
+        self, parcels: Sequence[Parcel], stopped: Callable[[], bool]
+    ) -> Iterator[tuple[int, Stored | TransferError]]:
+        """Put them there, in no particular order; tells of each (by its place in ``parcels``) as soon as its fate is
+        known. Does not try again once ``stopped``. Raises TransferError before the first when it is the same for all.
+        """
+        ...

@@ -14,20 +14,21 @@ import secrets
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import urlencode
 
 from quaymaster import keys
-from quaymaster.destinations.base import OWN, Put, Reading
+from quaymaster.destinations.base import OWN, Parcel, Put, Reading
 from quaymaster.destinations.owner import own_tag
 from quaymaster.destinations.s3_claim import Claim
 from quaymaster.destinations.s3_objects import Objects
 from quaymaster.destinations.s3_plain import Plain, usable
 from quaymaster.destinations.s3_plan import LARGEST_OBJECT, Plan, part_size_for
 from quaymaster.destinations.s3_probe import Capabilities, Probe, remove_left
+from quaymaster.destinations.s3_together import LARGEST, WIDEST, Batch, suits
 from quaymaster.destinations.s3_upload import S3Upload, abort_upload
 from quaymaster.destinations.s3_wire import Credentials, Settings, Wire
 from quaymaster.errors import IntegrityError, NameRefused, NotSupported, PermissionDenied, TransferError
@@ -78,14 +79,16 @@ class S3:
         self._pins = dict(pins or {})
         self._on_pins = on_pins
         self._clock, self._token, self._jitter = clock, token, jitter
+        self._connections = parts * files
         plain = Plain(settings, credentials) if usable(settings, os.environ) else None
-        self._objects = Objects(Wire(settings, credentials=credentials, connections=parts * files), plain)
+        self._objects = Objects(Wire(settings, credentials=credentials, connections=self._connections), plain)
         self._lock = threading.Lock()
         self._uploads: weakref.WeakSet[S3Upload] = weakref.WeakSet()
         self._uploads_lock = threading.Lock()
         self._able: Capabilities | None = None
         self._lost: list[str] = []
         self._examined = 0.0
+        self._tells = True  # answers to PutObject tell the digest
 
     def metadata_first(self, size_bound: int) -> bool:
         return size_bound > self._plan(size_bound).part_size
@@ -113,6 +116,33 @@ class S3:
         with self._uploads_lock:
             self._uploads.add(upload)
         return upload
+
+    def together(self) -> int:
+        able = self._able
+        return LARGEST if self._tells and (able is None or suits(able)) else 0
+
+    def put_all(
+        self, parcels: Sequence[Parcel], stopped: Callable[[], bool]
+    ) -> Iterator[tuple[int, Stored | TransferError]]:
+        able, lines = self._capabilities(), self._objects.wire.lines(min(WIDEST, self._connections))
+        if lines is None or not suits(able):
+            self._tells = False
+        plan = self._plan(LARGEST)
+        batch = Batch(
+            self._objects, lines, able, plan.options, self._written, self._require_name, self._silent, self._pause
+        )
+        return batch.run(parcels, stopped)
+
+    def _written(self, parcel: Parcel) -> S3Upload:
+        upload = self.begin(parcel.put)
+        upload.write(parcel.body)
+        return upload
+
+    def _silent(self) -> None:
+        self._tells = False
+
+    def _pause(self, attempt: int) -> None:
+        time.sleep(0.2 * 2 ** (attempt - 1) * (0.5 + self._jitter()))
 
     def resumable(self, token: str, put: Put) -> bool:
         try:

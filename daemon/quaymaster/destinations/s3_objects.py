@@ -259,7 +259,9 @@ class Objects:
         present = self.head(key)
         if present is None:
             # The answer to HEAD has no body that could tell a missing bucket from a missing object: this one has.
-            self.wire.call("list_objects_v2", "", key, Prefix=self.whole_key(key), MaxKeys=1)
+            listed = self.wire.call("list_objects_v2", "", key, Prefix=self.whole_key(key), MaxKeys=1)
+            if any(found["Key"] == self.whole_key(key) for found in listed.get("Contents", [])):
+                raise Unreachable(f"{self.where(key)} is listed and not found at once", "It is looked at again")
         if present is None or present.size != digests.size:
             return None
         told = present.checksum.removeprefix("SHA256:")
@@ -290,7 +292,10 @@ class Objects:
 
 
 def sent_metadata(metadata: Mapping[str, str]) -> dict[str, str]:
-    return {name: quote(value, safe=_PLAIN) for name, value in metadata.items()}
+    return {
+        name: value if value.isascii() and value.isalnum() else quote(value, safe=_PLAIN)
+        for name, value in metadata.items()
+    }
 
 
 def _stored(key: str, answer: Mapping[str, Any]) -> Stored:

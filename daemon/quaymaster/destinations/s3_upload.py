@@ -110,6 +110,14 @@ class S3Upload:
         self._left_behind = self._left_behind or self._claim.left
         return stored
 
+    def published(self, digests: Digests, answer: Mapping[str, Any]) -> Stored:
+        """As :meth:`publish`, when what was written has been made visible already by a PutObject with this answer
+        (its ``ETag`` and ``VersionId``)."""
+        stored = self._proven(answer, self._expected_single(digests)[0])
+        self._closed = True
+        self._release()
+        return stored
+
     def suspend(self) -> None:
         if self._closed:
             return
@@ -258,11 +266,8 @@ class S3Upload:
 
     def _publish_single(self, digests: Digests, metadata: Mapping[str, str]) -> Stored:
         body = self._buffer
-        sha256 = hashlib.sha256(body).digest()
-        self._require(digests, sha256)
+        expected, sha256 = self._expected_single(digests)
         digest = body_digest(self.able.put_checked, body, sha256=sha256)
-        md5 = hashlib.md5(body, usedforsecurity=False).hexdigest() if self.able.put_proof == "md5" else ""
-        expected = Expected(digests, self.able.put_proof, digest_text(sha256), md5)
         fixed = self._fixed(metadata)
         return self._commit(
             lambda condition: self.objects.wire.call(
@@ -271,6 +276,12 @@ class S3Upload:
             expected,
             self.able.create,
         )
+
+    def _expected_single(self, digests: Digests) -> tuple[Expected, bytes]:
+        sha256 = hashlib.sha256(self._buffer).digest()
+        self._require(digests, sha256)
+        md5 = hashlib.md5(self._buffer, usedforsecurity=False).hexdigest() if self.able.put_proof == "md5" else ""
+        return Expected(digests, self.able.put_proof, digest_text(sha256), md5), sha256
 
     def _publish_parts(self, digests: Digests) -> Stored:
         if self._buffer:
@@ -312,8 +323,7 @@ class S3Upload:
             )
 
     def _fixed(self, metadata: Mapping[str, str]) -> dict[str, Any]:
-        kind = _TYPES.get(metadata.get("quaymaster-compression", ""), "application/octet-stream")
-        return {"Metadata": sent_metadata(metadata), "ContentType": kind, **self.plan.options}
+        return {"Metadata": sent_metadata(metadata), "ContentType": content_type(metadata), **self.plan.options}
 
     def _commit(
         self, send: Callable[[Mapping[str, str]], Mapping[str, Any]], expected: Expected, create: str
@@ -449,6 +459,10 @@ class S3Upload:
 
     def _tell(self, kind: str, message: str, level: Level) -> None:
         self.emit(Event(kind, message, level, destination=self.objects.wire.settings.name))
+
+
+def content_type(metadata: Mapping[str, str]) -> str:
+    return _TYPES.get(metadata.get("quaymaster-compression", ""), "application/octet-stream")
 
 
 def abort_upload(objects: Objects, key: str, upload_id: str) -> None:

@@ -16,6 +16,7 @@ from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, Protocol
 
 from quaymaster import __version__
+from quaymaster.destinations.s3_line import Keys, Lines, Road
 from quaymaster.errors import (
     ConfigError,
     Conflict,
@@ -162,6 +163,9 @@ class Wire:
         self._credentials = credentials
         self._connections = connections
         self._client: S3Client | None = None
+        self._keys: Callable[[], Keys | None] = lambda: None
+        self._ca_bundle: str | None = None
+        self._lines: Lines[int] | None = None
         self._lock = threading.Lock()
 
     def where(self, key: str = "") -> str:
@@ -200,9 +204,57 @@ class Wire:
     def close(self) -> None:
         with self._lock:
             client, self._client = self._client, None
-        # Requests still running on it end on their own: close() only empties the pool.
+            lines, self._lines = self._lines, None
+        # Requests still running on them end on their own: close() only empties the pool.
         if client is not None:
             client.close()
+        if lines is not None:
+            lines.close()
+
+    def lines(self, most: int) -> Lines[int] | None:
+        """The short way for small objects, ``most`` connections wide; None where only the library knows one. Raises
+        TransferError."""
+        with self.translated():
+            client = self._connected()
+            with self._lock:
+                if self._lines is None and (road := self._road(client)) is not None:
+                    self._lines = Lines(road, most)
+                return self._lines
+
+    def _road(self, client: S3Client) -> Road | None:
+        """As the library resolves the bucket; nothing is asked."""
+        import ssl
+        from urllib.parse import urlsplit
+        from urllib.request import getproxies, proxy_bypass
+
+        from botocore.httpsession import get_cert_path
+
+        params = {"Bucket": self.settings.bucket, "Key": "k"}
+        if self._keys() is None:
+            return None
+        url = urlsplit(client.generate_presigned_url("put_object", Params=params))
+        host, secure = url.hostname or "", url.scheme == "https"
+        if not url.path.endswith("/k") or (getproxies() and not proxy_bypass(host)):
+            return None
+        tls = None
+        if secure:
+            tls = ssl.create_default_context(cafile=self._ca_bundle or get_cert_path(True))
+        return Road(
+            host=host,
+            port=url.port or (443 if secure else 80),
+            named=url.netloc.rpartition("@")[2],
+            path=url.path.removesuffix("k"),
+            region=client.meta.region_name,
+            keys=self._keys,
+            tls=tls,
+            connect_timeout=self.settings.connect_timeout,
+            read_timeout=self.settings.read_timeout,
+        )
+
+    def refused(self, status: int, headers: Mapping[str, str], key: str) -> TransferError:
+        """What an answer without the library means, as far as its status tells."""
+        response = {"Error": {}, "ResponseMetadata": {"HTTPStatusCode": status, "HTTPHeaders": headers}}
+        return refused(response, self.where(key), self._credential_source())
 
     def _connected(self) -> S3Client:
         with self._lock:
@@ -236,6 +288,8 @@ class Wire:
             user_agent_extra=f"quaymaster/{__version__}",
         )
         core = botocore.session.get_session()
+        self._ca_bundle = ca_bundle or core.get_config_variable("ca_bundle")
+        self._keys = _keys_of(given, core)
         core.get_component("response_parser_factory").set_parser_defaults(timestamp_parser=moment)
         return boto3.session.Session(botocore_session=core).client(
             "s3",
@@ -279,6 +333,22 @@ class Wire:
     def _credential_source(self) -> str:
         name = self.settings.credentials
         return f"credentials {name!r}" if name else "the AWS credential chain"
+
+
+def _keys_of(given: Credentials | None, core: Any) -> Callable[[], Keys | None]:
+    """What is given, or what the AWS chain has at that moment: it renews what expires."""
+    if given is not None:
+        fixed = Keys(given.access_key, given.secret_key, given.session_token)
+        return lambda: fixed
+
+    def current() -> Keys | None:
+        found = core.get_credentials()
+        if found is None:
+            return None
+        frozen = found.get_frozen_credentials()
+        return Keys(frozen.access_key, frozen.secret_key, frozen.token)
+
+    return current
 
 
 def refused(response: Any, where: str, source: str) -> TransferError:

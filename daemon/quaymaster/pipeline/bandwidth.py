@@ -75,6 +75,12 @@ class Meter:
                 ticket.turn.notify()
 
     @property
+    def limits(self) -> bool:
+        """Whether there is a limit at this moment."""
+        with self._lock:
+            return self._allowed() is not None
+
+    @property
     def waiting(self) -> int:
         """Files that wait for their turn."""
         return len(self._line)
@@ -165,10 +171,16 @@ class Traffic:
             else:
                 self.of[name] = Meter(limit)
 
+    def limits(self, destination: str) -> bool:
+        """Whether what goes there is held to a rate at this moment."""
+        return any(meter.limits for meter in self._meters(destination))
+
     def limited(self, upload: Upload, destination: str, cancelled: Callable[[], bool]) -> Upload:
         """The same upload, held to the rate of its destination and to that of all."""
-        meters = [self.total, *(meter for name, meter in self.of.items() if name == destination)]
-        return _LimitedUpload(upload, meters, cancelled)
+        return _LimitedUpload(upload, self._meters(destination), cancelled)
+
+    def _meters(self, destination: str) -> list[Meter]:
+        return [self.total, *(meter for name, meter in self.of.items() if name == destination)]
 
 
 @dataclass(slots=True)

@@ -103,6 +103,13 @@ def digest(pieces: Iterable[bytes | memoryview]) -> str:
     return total.hexdigest()
 
 
+def digests(data: bytes, others: tuple[str, ...]) -> Digests:
+    """SHA-256 of some bytes, and the further digests that are named (hashlib's names)."""
+    total = _Hasher(others)
+    total.update(data)
+    return total.result()
+
+
 # -- the pass --
 
 

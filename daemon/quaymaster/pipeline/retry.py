@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from quaymaster.errors import Retry, TransferError
+from quaymaster.errors import InternalError, Retry, TransferError
 from quaymaster.model import Job, State
+
+_log = logging.getLogger(__name__)
 
 FIRST_WAIT = 1.0
 """Seconds before the second try; doubled each time."""
@@ -37,3 +40,9 @@ def decide(error: TransferError, job: Job, random: Callable[[], float]) -> Decis
             longest = min(LONGEST_WAIT, FIRST_WAIT * 2.0 ** min(job.attempts, 30))
             wait = max(longest * (0.5 + random() / 2), min(error.retry_after, LONGEST_WAIT))
             return Decision(State.WAITING, wait, strike=error.retry is Retry.LIMITED)
+
+
+def defect(error: Exception) -> InternalError:
+    """A fault of ours, as an error that keeps the job and lets the service go on."""
+    _log.debug("a defect", exc_info=error)
+    return InternalError(f"Internal error: {type(error).__name__}: {error}", "Please report it")

@@ -31,12 +31,12 @@ from quaymaster.errors import (
     TransferError,
 )
 from quaymaster.model import Compression, Digests, Emit, Event, FileVersion, Job, Level, Proof, Stage, Stored
-from quaymaster.pipeline import codec, reader
+from quaymaster.pipeline import codec, publication, reader
 from quaymaster.pipeline.apart import ROOM, Apart, Rests
 from quaymaster.pipeline.bandwidth import Traffic
 from quaymaster.pipeline.budget import Cancelled, Pool, Staging
 from quaymaster.pipeline.fetch import Copy
-from quaymaster.pipeline.publication import PUBLISHING, Publication, delivered, published
+from quaymaster.pipeline.publication import Publication, delivered
 from quaymaster.pipeline.stages import CompressionFailed
 from quaymaster.pipeline.worth import reason_not_to_compress
 from quaymaster.source import Root
@@ -170,29 +170,14 @@ class Transfer:
         if not missing:
             return
         for older in self.store.unrecorded(self._version):
-            self._recall(older)
-            self._abandon(older)
+            publication.recall(self.store, older, self.route.destinations, self.clock())
+            publication.abandon(self.store, older, self.route.destinations)
         try:
             with self._source() as source:
                 self._send(source, done, missing)
         except (SourceVanished, SourceChanged):
-            self._recall(self.job)
+            publication.recall(self.store, self.job, self.route.destinations, self.clock())
             raise
-
-    def _recall(self, job: Job) -> None:
-        """Record what a run of this job made visible and was killed before it could say so."""
-        had = {d.proof.destination for d in self.store.deliveries_of(job)}
-        for proof in published(job, self.route.destinations, self.clock()):
-            if proof.destination not in had:
-                self.store.deliver(proof)
-        self.store.forget_publication(job)
-
-    def _abandon(self, job: Job) -> None:
-        """Remove what a job that is over left unfinished; what cannot be removed now is left to the sweep."""
-        for number, name, token in self.store.uploads(job):
-            destination = self.route.destinations.get(name)
-            if destination is not None and destination.abandon(token):
-                self.store.end_upload(number, name, token)
 
     def _send(self, source: reader.Reader, done: Mapping[str, Proof], missing: list[str]) -> None:
         for proof in done.values():  # what goes to a late destination must be what the others got
@@ -250,8 +235,8 @@ class Transfer:
                 encoded = self._encode(source, recipe)
                 self._check_source(source, encoded.source)
                 self.progress(Stage.PUBLISH, encoded.source.size, encoded.stored.size)
-                publication = self._note_publication(encoded, plan)
-                self._publish_all(source, publication)
+                what = self._note_publication(encoded, plan)
+                self._publish_all(source, what)
             except (Cancelled, StoreError, TemporaryError):
                 for leg in self._legs:
                     self._suspend(leg)
@@ -330,7 +315,7 @@ class Transfer:
         put = Put(
             key=leg.key,
             size_bound=source.size,
-            metadata=self._metadata(source.known_sha256, source, plan),
+            metadata=publication.metadata(self._version, source.mode, plan.compression, source.known_sha256),
             replace=older,
             mtime_ns=self._version.identity.mtime_ns,
             mode=source.mode,
@@ -386,17 +371,6 @@ class Transfer:
             version=number,
         )
 
-    def _metadata(self, sha256: str, source: reader.Reader, plan: _Plan) -> dict[str, str]:
-        found = {
-            "quaymaster-size": str(source.size),
-            "quaymaster-mtime": str(self._version.identity.mtime_ns),
-            "quaymaster-mode": f"{source.mode:04o}",
-            "quaymaster-compression": plan.compression.value,
-        }
-        if sha256:
-            found["quaymaster-sha256"] = sha256
-        return found
-
     def _write(self, data: bytes | memoryview) -> None:
         """Give stored bytes to every destination that still takes them."""
         for leg in self._legs:
@@ -425,7 +399,7 @@ class Transfer:
                     self._suspend(leg)
                 else:
                     self._abort(leg)
-                self._tell("delivery-failed", str(error), Level.DEBUG, destination=leg.name, code=error.code)
+                self.emit(publication.told_failure(self.job, leg.name, error))
 
     def _check_source(self, source: reader.Reader, found: Digests) -> None:
         """Before anything becomes visible: the source is still the version that was read, and reads the same."""
@@ -454,9 +428,7 @@ class Transfer:
     def _note_publication(self, encoded: codec.Encoded, plan: _Plan) -> Publication:
         keys = {leg.name: leg.key for leg in self._legs if leg.error is None}
         found = Publication(encoded.source, encoded.stored, plan.compression, plan.note, keys)
-        left = {**self.job.checkpoint, PUBLISHING: found.as_checkpoint()}
-        self.store.checkpoint(self.job, Stage.PUBLISH, left)
-        self.job = replace(self.job, checkpoint=left)
+        self.job = found.noted(self.store, self.job)
         return found
 
     def _publish_all(self, source: reader.Reader, what: Publication) -> None:
@@ -480,34 +452,15 @@ class Transfer:
 
     def _publish(self, leg: _Leg, source: reader.Reader, what: Publication) -> None:
         assert leg.upload is not None
-        metadata = self._metadata(what.source.sha256, source, _Plan(what.compression))
+        metadata = publication.metadata(self._version, source.mode, what.compression, what.source.sha256)
         stored = leg.upload.publish(what.stored, metadata)
         if self.route.watch.verify == "readback":
-            stored = self._read_back(leg, stored, what.stored)
-        self.store.deliver(what.proof(self.job, leg.name, stored, self.clock()), leg.token)
+            stored = publication.read_back(leg.destination, stored, what.stored)
+        proof = what.proof(self.job, leg.name, stored, self.clock())
+        self.store.deliver(proof, leg.token)
         leg.token = ""
         self.bounds.rests.ended(leg.name, None)
-        ratio = f", {what.source.size / what.stored.size:.2f}:1" if what.compression is not Compression.NONE else ""
-        self._tell(
-            "delivered",
-            f"delivered to {leg.name} as {stored.key}{ratio}, proven by {stored.evidence}",
-            destination=leg.name,
-            size=stored.size,
-            sha256=what.source.sha256,
-        )
-
-    def _read_back(self, leg: _Leg, stored: Stored, expected: Digests) -> Stored:
-        """``verify = "readback"``: fetch the object and hash it; withdraw it when it is not what was sent."""
-        with leg.destination.read(stored) as pieces:
-            found = codec.digest(pieces)
-        if found == expected.sha256:
-            evidence = stored.evidence if stored.evidence == "readback" else f"{stored.evidence}+readback"
-            return replace(stored, evidence=evidence)
-        leg.destination.remove(stored)
-        raise IntegrityError(
-            f"{leg.name} gave back other bytes for {stored.key} (SHA-256 {found} instead of {expected.sha256})",
-            "The object was withdrawn; it is sent again",
-        )
+        self.emit(publication.told(proof))
 
     # -- the end of each way --
 
@@ -541,32 +494,9 @@ class Transfer:
         if errors:
             raise min(errors, key=lambda error: list(Retry).index(error.retry))
 
-    def _tell(
-        self,
-        kind: str,
-        message: str,
-        level: Level = Level.INFO,
-        *,
-        destination: str = "",
-        size: int = -1,
-        sha256: str = "",
-        code: str = "",
-    ) -> None:
-        version = self._version
-        self.emit(
-            Event(
-                kind,
-                message,
-                level,
-                watch=version.watch,
-                path=version.path,
-                job=self.job.id,
-                destination=destination,
-                size=version.size if size < 0 else size,
-                sha256=sha256,
-                code=code,
-            )
-        )
+    def _tell(self, kind: str, message: str, level: Level = Level.INFO) -> None:
+        v = self._version
+        self.emit(Event(kind, message, level, watch=v.watch, path=v.path, job=self.job.id, size=v.size))
 
 
 __all__ = ["Bounds", "Cancelled", "Progress", "Route", "Transfer"]

@@ -6,7 +6,6 @@ they only get what its own threads (fetch.py) have copied to staging, and give b
 
 from __future__ import annotations
 
-import logging
 import queue
 import random
 import threading
@@ -18,7 +17,6 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 from quaymaster.errors import (
-    InternalError,
     SourceChanged,
     SourceUnavailable,
     SourceVanished,
@@ -26,61 +24,22 @@ from quaymaster.errors import (
     TransferError,
 )
 from quaymaster.model import Emit, Event, Job, Level, Stage, State
+from quaymaster.pipeline import leftovers, small
 from quaymaster.pipeline.budget import Cancelled
-from quaymaster.pipeline.dispose import Disposal, dispose
+from quaymaster.pipeline.dispose import dispose
 from quaymaster.pipeline.fetch import STAGED, Copy, Errand, Fetchers, fetch
+from quaymaster.pipeline.lane import Lane, Running
 from quaymaster.pipeline.publication import delivered
-from quaymaster.pipeline.retry import decide
-from quaymaster.pipeline.transfer import Bounds, Route, Transfer
-from quaymaster.store import Filter, Queue, Store
+from quaymaster.pipeline.retry import decide, defect
+from quaymaster.pipeline.transfer import Bounds, Transfer
+from quaymaster.store import Store
 
-_log = logging.getLogger(__name__)
-_SWEEP_EVERY = 60.0
-"""Seconds between looks for what uploads left behind."""
+__all__ = ["Lane", "Running", "Workers"]
+
 _LONG_WAY = 64 << 20
 """Bytes from which on a file's way takes long enough to say when it begins; of smaller ones only the end is told."""
 _STORE_PAUSE = 2.0
 """Seconds between tries while the store cannot be written (its disk is full)."""
-
-
-@dataclass(slots=True)
-class Running:
-    """What one job is doing now, for status."""
-
-    job: Job
-    since: float
-    stage: Stage = Stage.TRANSFER
-    source_bytes: int = 0
-    stored_bytes: int = 0
-    moved_at: float = 0.0
-    """When it last made progress (monotonic), for the watchdog."""
-    apart: bool = False
-    """It is with a thread of its own watch, which may hang."""
-
-
-@dataclass(frozen=True, slots=True)
-class Lane:
-    """One watch as the workers see it."""
-
-    route: Route
-    disposal: Disposal
-    grace: float = 0.0
-    """Seconds between the last proof and the disposal."""
-
-    @property
-    def queue(self) -> Queue:
-        watch = self.route.watch
-        return Queue(watch.name, watch.priority, watch.order)
-
-    @property
-    def shared(self) -> bool:
-        """Whether the shared threads may take its jobs from their sources now."""
-        return self.route.standing.here() and not self.route.apart
-
-    @property
-    def fetched(self) -> bool:
-        """Whether its own threads may take jobs now."""
-        return self.route.standing.here() and self.route.apart
 
 
 @dataclass(slots=True)
@@ -99,8 +58,9 @@ class Workers:
     _wake: threading.Event = field(default_factory=threading.Event)
     _stopping: threading.Event = field(default_factory=threading.Event)
     _cancelled: threading.Event = field(default_factory=threading.Event)
-    _handed: queue.SimpleQueue[Errand | None] = field(default_factory=queue.SimpleQueue)
+    _handed: queue.SimpleQueue[Errand | list[Job] | None] = field(default_factory=queue.SimpleQueue)
     _fetched: deque[Errand] = field(default_factory=deque)
+    _groups: small.Groups = field(default_factory=small.Groups)
     _turn: int = 0
     _fetchers: dict[str, Fetchers] = field(default_factory=dict)
     _carriers: dict[str, queue.SimpleQueue[Errand | None]] = field(default_factory=dict)
@@ -116,7 +76,8 @@ class Workers:
         self._free = self.files
         self._dispatcher = threading.Thread(target=self._dispatch, name="dispatch", daemon=True)
         self._dispatcher.start()
-        threading.Thread(target=self._sweep, name="sweep", daemon=True).start()
+        sweep = partial(leftovers.sweep, self.store, self.lanes, self._cancelled.wait)
+        threading.Thread(target=sweep, name="sweep", daemon=True).start()
 
     def wake(self) -> None:
         """There may be something to claim."""
@@ -150,11 +111,10 @@ class Workers:
         self._wake.set()
         if self._dispatcher is not None:
             self._dispatcher.join(timeout)
-        for fetchers in self._fetchers.values():
-            for job in fetchers.end():
-                with suppress(StoreError):
-                    self.store.release([job])
-                self.running.pop(job.id, None)
+        for job in [*self._groups.end(), *(job for fetchers in self._fetchers.values() for job in fetchers.end())]:
+            with suppress(StoreError):
+                self.store.release([job])
+            self.running.pop(job.id, None)
         for carrier in self._carriers.values():
             carrier.put(None)
         for _ in self._threads:
@@ -187,9 +147,10 @@ class Workers:
 
     def _claim(self) -> int:
         self._start_fetchers()
+        self._send_together()
         with self._lock:
             free = self._free
-        if not free:
+        if free <= 0:
             return 0
         # Half of the free threads for what was fetched, half for what is local; the rest of one for the other.
         self._turn = 1 - self._turn
@@ -205,9 +166,11 @@ class Workers:
         with self._lock:
             self._free -= len(errands)
             self._backlog = len(jobs) if jobs and len(jobs) == free_for_local else 0
-            busy = self.files - self._free
+            busy = min(self.files, self.files - self._free)
         for errand in errands:
-            self._handed.put(errand)
+            if errand.copy or not self._groups.join(errand.job, self.lanes[errand.job.version.watch], self._bounds):
+                self._handed.put(errand)
+        self._send_together()
         while len(self._threads) < busy:
             thread = threading.Thread(target=self._work, name=f"worker-{len(self._threads) + 1}", daemon=True)
             self._threads.append(thread)
@@ -217,6 +180,13 @@ class Workers:
     def _begin(self, job: Job, *, apart: bool = False) -> Errand:
         self.running[job.id] = Running(job, self.clock(), moved_at=self.monotonic(), apart=apart)
         return Errand(job)
+
+    def _send_together(self) -> None:
+        """Each of the small files that wait held one of the free threads until now; a group takes one."""
+        while group := self._groups.next():
+            with self._lock:
+                self._free += len(group) - 1
+            self._handed.put(group)
 
     def _start_fetchers(self) -> None:
         for name, lane in self.lanes.items():
@@ -252,11 +222,57 @@ class Workers:
     def _work(self) -> None:
         while (errand := self._handed.get()) is not None:
             try:
-                self._run_until_recorded(errand.job, partial(self._carry, errand))
+                if isinstance(errand, Errand):
+                    self._run_until_recorded(errand.job, partial(self._carry, errand))
+                else:
+                    self._carry_together(errand)
             finally:
                 with self._lock:
                     self._free += 1
                 self._wake.set()
+
+    def _carry_together(self, jobs: list[Job]) -> None:
+        """Small files of one watch, with as many more of them as there are now."""
+        lane = self.lanes[jobs[0].version.watch]
+        group = small.Group(
+            lane,
+            self.store,
+            self._bounds,
+            self.emit,
+            self._cancelled.is_set,
+            self._failed,
+            self.running.pop,
+            lambda job: self._run_until_recorded(job, partial(self._conclude, job, lane)),
+            {job.id: self.running[job.id] for job in jobs},
+            self.clock,
+        )
+        try:
+            if self._cancelled.is_set() or not lane.shared:
+                raise Cancelled
+            if not self._stopping.is_set():
+                for job in small.more(self.store, lane, self._bounds, len(jobs)):
+                    group.left[job.id] = self.running[self._begin(job).job.id]
+            alone = group.run()
+            if self._stopping.is_set():
+                raise Cancelled
+            with self._lock:
+                self._free -= len(alone)
+            for job in alone:
+                del group.left[job.id]
+                self._handed.put(Errand(job))
+        except Cancelled:
+            with suppress(StoreError):  # then the next start puts them back
+                self.store.release(group.jobs())
+        except StoreError as error:
+            self._store_trouble(error)
+            self._put_back(*group.jobs())
+        except Exception as error:
+            for job in group.jobs():
+                self._failed(job, defect(error))
+        finally:
+            self._groups.ended()
+            for number in group.left:
+                self.running.pop(number, None)
 
     def _run_apart(self, job: Job) -> None:
         self._run_until_recorded(job, partial(self._carry_apart, job))
@@ -275,12 +291,14 @@ class Workers:
             if not goes_on:
                 self.running.pop(job.id, None)
 
-    def _put_back(self, job: Job) -> None:
-        while not self._cancelled.is_set():
+    def _put_back(self, *jobs: Job) -> None:
+        """What cannot be put back before the end stays as it is: the next start does it."""
+        while True:
             try:
-                self.store.release([job])
-                return
+                return self.store.release(jobs)
             except StoreError as error:
+                if self._cancelled.is_set():
+                    return None
                 self._store_trouble(error)
 
     def _store_trouble(self, error: StoreError) -> None:
@@ -299,8 +317,7 @@ class Workers:
         except StoreError:
             raise
         except Exception as error:  # a defect of ours: the job is kept, the service goes on
-            _log.debug("job %d", job.id, exc_info=True)
-            self._failed(job, InternalError(f"Internal error: {type(error).__name__}: {error}", "Please report it"))
+            self._failed(job, defect(error))
         return False
 
     def _carry(self, errand: Errand) -> bool:
@@ -389,17 +406,8 @@ class Workers:
         errands.put(None)  # for the next thread
 
     def _transfer(self, job: Job, lane: Lane, copy: Copy | None = None) -> None:
-        Transfer(
-            job,
-            lane.route,
-            self.store,
-            self._bounds,
-            self.emit,
-            self._cancelled.is_set,
-            self._progress_of(job),
-            self.clock,
-            copy,
-        ).run()
+        cancelled, progress = self._cancelled.is_set, self._progress_of(job)
+        Transfer(job, lane.route, self.store, self._bounds, self.emit, cancelled, progress, self.clock, copy).run()
 
     def _conclude(self, job: Job, lane: Lane, *, apart: bool = False) -> bool:
         """What is to be done after the delivery; ``apart``: this thread must not touch the source."""
@@ -437,27 +445,6 @@ class Workers:
             return True
         self.store.release([job])  # these threads have ended: the next ones see that it is delivered
         return False
-
-    # -- what was left behind --
-
-    def _sweep(self) -> None:
-        while True:
-            with suppress(StoreError):
-                self.abandon_left()
-            if self._cancelled.wait(_SWEEP_EVERY):
-                return
-
-    def abandon_left(self) -> None:
-        """Remove at the destinations what nobody will go on with: uploads of jobs that are over, or parked until an
-        operator looks (parts of unfinished uploads cost money). Those of waiting jobs are gone on with."""
-        for number, name, token in self.store.uploads():
-            # A token that stood in the store while its job does not run now is not in use any more. The store knows of
-            # those too that run under an earlier configuration.
-            idle = [j for j in self.store.jobs(Filter(ids=(number,))) if j.state.final or j.state is State.PARKED]
-            lanes = [self.lanes.get(job.version.watch) for job in idle]
-            for destination in (lane.route.destinations.get(name) for lane in lanes if lane is not None):
-                if destination is not None and destination.abandon(token):
-                    self.store.end_upload(number, name, token)
 
     def _progress_of(self, job: Job) -> Callable[[Stage, int, int], None]:
         running = self.running[job.id]

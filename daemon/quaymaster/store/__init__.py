@@ -15,7 +15,7 @@ from typing import Any
 
 from quaymaster.errors import StoreDamaged, StoreError, StoreLost
 from quaymaster.model import FileVersion, Identity, Job, Proof, Stage, State
-from quaymaster.store import copies, custody, jobs, ledger, passes
+from quaymaster.store import copies, custody, jobs, ledger, passes, small
 from quaymaster.store.copies import Copy, Place, Selection
 from quaymaster.store.custody import Entry, Head
 from quaymaster.store.db import DAMAGED, FILE_NAME, Database, Transaction
@@ -129,6 +129,24 @@ class Store:
             self._db.write(lambda t: jobs.wake_from_future(t, self._clock()))
             self._ahead = ahead
         self._ahead = max(self._ahead, ahead)
+
+    def claim_small(self, watch: str, limit: int, largest: int) -> list[Job]:
+        """Take up to ``limit`` more jobs of a watch, of files of at most ``largest`` bytes, to run beside another."""
+        return self._db.write(lambda t: small.claim(t, watch, limit, largest, self._clock()))
+
+    def first_times(self, destination: str, wanted: Sequence[tuple[Job, str]]) -> set[int]:
+        """Numbers of those jobs (of one watch, each with its key) before which there was nothing of their file or under
+        their key."""
+        with self._db.read() as t:
+            return small.first_times(t, destination, wanted)
+
+    def note_all(self, stage: Stage, left: Sequence[tuple[int, Mapping[str, Any]]]) -> None:
+        """:meth:`checkpoint` for many jobs, by number, in one commit."""
+        self._db.write(lambda t: small.note(t, stage, left))
+
+    def deliver_all(self, proofs: Sequence[Proof], *, disposal: str = "") -> None:
+        """:meth:`deliver` for many jobs in one commit, and with a ``disposal`` :meth:`finish`."""
+        self._db.write(lambda t: small.deliver(t, proofs, self._clock(), disposal=disposal))
 
     def checkpoint(self, job: Job, stage: Stage, left: Mapping[str, Any] | None = None) -> None:
         self._db.write(lambda t: jobs.checkpoint(t, job.id, stage, left))

@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,8 +79,33 @@ def append(
     details: Mapping[str, Any] | None = None,
 ) -> None:
     """Add one entry in the caller's transaction: it stands if and only if what it tells of does."""
+    _chain(t, _head(t), kind, at, job, watch, path, details or {})
+
+
+def append_all(t: Transaction, entries: Iterable[tuple[str, int, str, bytes, Mapping[str, Any]]], at: float) -> None:
+    """Several entries, as by :func:`append`: of each its kind, job, watch, path and details."""
+    head = _head(t)
+    for kind, job, watch, path, details in entries:
+        head = _chain(t, head, kind, at, job, watch, path, details)
+
+
+def _head(t: Transaction) -> tuple[int, str]:
     last = t.execute("SELECT seq, sha256 FROM custody ORDER BY seq DESC LIMIT 1").fetchone()
-    seq, previous = (last["seq"] + 1, last["sha256"]) if last else (1, GENESIS)
+    return (last["seq"], last["sha256"]) if last else (0, GENESIS)
+
+
+def _chain(
+    t: Transaction,
+    head: tuple[int, str],
+    kind: str,
+    at: float,
+    job: int,
+    watch: str,
+    path: bytes,
+    details: Mapping[str, Any],
+) -> tuple[int, str]:
+    """Add an entry behind ``head``; the new head."""
+    seq, previous = head[0] + 1, head[1]
     fields: dict[str, Any] = {"seq": seq, "at": round(at, 6), "kind": kind}
     if job:
         fields["job"] = job
@@ -89,9 +114,11 @@ def append(
     if path:
         fields["path"] = shown(path)
         fields["path_hex"] = path.hex()
-    fields.update(details or {})
+    fields.update(details)
     body = json.dumps(fields, sort_keys=True, separators=(",", ":"))
-    t.execute("INSERT INTO custody VALUES (?, ?, ?, ?)", (seq, job or None, body, link(previous, body)))
+    digest = link(previous, body)
+    t.execute("INSERT INTO custody VALUES (?, ?, ?, ?)", (seq, job or None, body, digest))
+    return seq, digest
 
 
 def of_job(t: Transaction, job: int) -> list[Entry]:

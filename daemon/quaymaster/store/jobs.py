@@ -162,7 +162,11 @@ def _had(t: Transaction, watch: int, paths: set[bytes]) -> dict[bytes, list[tupl
 def claim(t: Transaction, limit: int, now: float, queues: Sequence[Queue] = ()) -> list[Job]:
     """Take up to ``limit`` jobs in the order of their turns (turns.py), of the watches in ``queues`` or of all."""
     t.execute("UPDATE jobs SET state = 'queued', retry_at = NULL WHERE state = 'waiting' AND retry_at <= ?", (now,))
-    taken = choose(t, limit, queues)
+    return take(t, choose(t, limit, queues), now)
+
+
+def take(t: Transaction, taken: Sequence[int], now: float) -> list[Job]:
+    """Let these queued jobs run."""
     if not taken:
         return []
     marks = ",".join("?" * len(taken))
@@ -170,7 +174,7 @@ def claim(t: Transaction, limit: int, now: float, queues: Sequence[Queue] = ()) 
     t.execute(
         f"UPDATE jobs SET state = 'running', started_at = ?, stage = 'transfer' WHERE id IN ({marks})", (now, *taken)
     )
-    rows = t.execute(f"{_SELECT} WHERE jobs.id IN ({marks})", taken)
+    rows = t.execute(f"{_SELECT} WHERE jobs.id IN ({marks})", tuple(taken))
     found = {job.id: job for job in _jobs(rows)}
     return [found[number] for number in taken]
 

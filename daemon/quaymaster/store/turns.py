@@ -74,6 +74,13 @@ def choose(t: Transaction, limit: int, queues: Sequence[Queue]) -> list[int]:
     return taken
 
 
+def charge(t: Transaction, watch: str, files: int, size: int) -> None:
+    """So many files of a watch, of ``size`` bytes together, were taken beside their turn."""
+    others = "SELECT 1 FROM tallies JOIN watches ON id = watch_id WHERE state = 'queued' AND jobs > 0 AND name <> ?"
+    if t.execute(others, (watch,)).fetchone():
+        t.execute("UPDATE watches SET served = served + ? WHERE name = ?", (size + files * PER_FILE, watch))
+
+
 def _lines(t: Transaction, limit: int, queues: Sequence[Queue]) -> Iterator[_Line]:
     wanted = {queue.watch: queue for queue in queues}
     marks = ",".join("?" * len(wanted))

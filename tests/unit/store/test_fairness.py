@@ -71,6 +71,14 @@ def test_files_without_content_take_turns_too(store: Store) -> None:
     assert names(store.claim(10)) == "ab" * 5
 
 
+def test_small_files_that_travel_with_another_count_as_turns_of_their_watch(store: Store) -> None:
+    land(store, "a", [1000] * 2000)
+    land(store, "b", [1000] * 2000)
+    assert names(store.claim(1)) == "a"
+    assert len(store.claim_small("a", 100, 1000)) == 100
+    assert names(one_by_one(store, 90)) == "b" * 90
+
+
 def test_an_idle_watch_has_saved_nothing_up(store: Store) -> None:
     land(store, "a", [10 * MIB] * 200)
     land(store, "b", [10 * MIB] * 200)
