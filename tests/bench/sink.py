@@ -26,6 +26,7 @@ PIECE = 1 << 20
 _PLAIN = re.compile(rb"PUT ([^ ?]+) HTTP/1.1\r\n")
 _LENGTH = re.compile(rb"\r\n[cC]ontent-[lL]ength: *(\d+)\r\n")
 _CHECKSUM = re.compile(rb"\r\nx-amz-checksum-sha256: *([^\r ]+)\r\n")
+_UNKNOWN = 1 << 60
 NOWHERE = bytearray(4 * PIECE)
 ETAG = '"d41d8cd98f00b204e9800998ecf8427e"'
 
@@ -82,7 +83,8 @@ class Connection:
         self.bucket, self.send = bucket, send
         self.held = b""
         self.body = 0
-        self._told: bytes = b""
+        self.chunked = False
+        self._told, self._tail = b"", b""
 
     def passed(self, size: int) -> None:
         """So many bytes of the body have come."""
@@ -107,7 +109,7 @@ class Connection:
                 self.passed(had)
                 return
         first, *lines = self.held[:end].decode("latin-1").split("\r\n")
-        had = len(self.held) - end - 4
+        had, rest = len(self.held) - end - 4, self.held[end + 4 :]
         self.held = b""
         method, target, _ = first.split(" ")
         headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
@@ -116,7 +118,19 @@ class Connection:
         if headers.get("expect", "").lower() == "100-continue" and not had:
             self.send(b"HTTP/1.1 100 Continue\r\n\r\n")
         self.body = size
-        self.passed(had)
+        if headers.get("transfer-encoding", "").lower() == "chunked":
+            self.body, self.chunked = _UNKNOWN, True
+            self.unpacked(rest)
+        else:
+            self.passed(had)
+
+    def unpacked(self, data: bytes) -> None:
+        """Bytes of a body in chunks have come. Its end (RFC 9112, 7.1) is not looked for inside: that nothing but the
+        end of a body ends what is received with these five bytes is as good as certain."""
+        self._tail = (self._tail + data[-5:])[-5:]
+        if self._tail == b"0\r\n\r\n":
+            self.body, self.chunked, self._tail = 0, False, b""
+            self.send(self._told)
 
 
 def plainly(listener: socket.socket, latency: float) -> None:
@@ -176,7 +190,9 @@ def secretly(listener: socket.socket, context: ssl.SSLContext) -> None:
             with context.wrap_socket(client, server_side=True) as secure:
                 connection = Connection(bucket, secure.sendall)
                 while size := secure.recv_into(buffer, min(connection.body, PIECE) if connection.body > 0 else PIECE):
-                    if connection.body > 0:
+                    if connection.chunked:
+                        connection.unpacked(bytes(buffer[max(0, size - 5) : size]))
+                    elif connection.body > 0:
                         connection.passed(size)
                     else:
                         connection.feed(bytes(buffer[:size]))
