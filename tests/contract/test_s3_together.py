@@ -190,11 +190,14 @@ def test_refused_access_is_told_of_each(s3: S3Place) -> None:
 
 def test_the_signature_is_that_of_the_specification() -> None:
     """As the AWS library makes it."""
-    from quaymaster.destinations.s3_line import Keys, Road, Signer
+    from quaymaster.destinations.s3_line import Road, put_head
+    from quaymaster.destinations.s3_signature import Keys, Signer
 
     road = Road("h", 80, "bucket.s3.amazonaws.com", "/", "us-east-1", lambda: None, None, 1, 1)
-    signer = Signer(road, Keys("AKIAIOSFODNN7EXAMPLE", "secret", "token"), lambda: 1369353600.0)
-    head = signer.head("test $file.text", 5, {"x-amz-storage-class": "REDUCED_REDUNDANCY"}).decode()
+    keys = Keys("AKIAIOSFODNN7EXAMPLE", "secret", "token")
+    signer = Signer(keys, road.region, road.named, lambda: 1369353600.0)
+    more = {"x-amz-storage-class": "REDUCED_REDUNDANCY"}
+    head = put_head(road, signer, "test $file.text", 5, more).decode()
     from botocore.auth import S3SigV4Auth
     from botocore.awsrequest import AWSRequest
     from botocore.credentials import Credentials

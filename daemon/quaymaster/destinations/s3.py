@@ -28,9 +28,10 @@ from quaymaster.destinations.s3_objects import Objects
 from quaymaster.destinations.s3_plain import Plain, usable
 from quaymaster.destinations.s3_plan import LARGEST_OBJECT, Plan, part_size_for
 from quaymaster.destinations.s3_probe import Capabilities, Probe, remove_left
+from quaymaster.destinations.s3_signature import Credentials
 from quaymaster.destinations.s3_together import LARGEST, WIDEST, Batch, suits
 from quaymaster.destinations.s3_upload import S3Upload, abort_upload
-from quaymaster.destinations.s3_wire import Credentials, Settings, Wire
+from quaymaster.destinations.s3_wire import Settings, Wire
 from quaymaster.errors import IntegrityError, NameRefused, NotSupported, PermissionDenied, TransferError
 from quaymaster.model import Digests, Emit, Event, Level, Stored
 

@@ -7,8 +7,6 @@ is left to those who know what it means (s3_upload.py): here it is only told.
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import select
 import socket
 import threading
@@ -19,24 +17,15 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Generic, TypeVar
 from urllib.parse import quote
 
+from quaymaster.destinations.s3_signature import UNSIGNED, Keys, Signer
+
 if TYPE_CHECKING:
     import ssl
 
 T = TypeVar("T")
 
-_SERVICE = "s3/aws4_request"
-_UNSIGNED = "UNSIGNED-PAYLOAD"
 _LONGEST_HEAD = 64 << 10
 """Bytes; whoever answers with more than that speaks another language."""
-
-
-@dataclass(frozen=True, slots=True)
-class Keys:
-    """Credentials as they are at this moment."""
-
-    access_key: str
-    secret_key: str
-    session_token: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,51 +53,12 @@ class Answer:
     """By lower-case name."""
 
 
-class Signer:
-    """AWS Signature Version 4 (AWS General Reference, "Create a signed AWS API request"), of bodies that are not part
-    of the signature but carry a checksum of their own."""
-
-    def __init__(self, road: Road, keys: Keys, clock: Callable[[], float]) -> None:
-        self._road, self._keys, self._clock = road, keys, clock
-        self._stamp, self._at = "", 0
-        self._scope, self._key = "", b""
-
-    def head(self, key: str, size: int, headers: Mapping[str, str]) -> bytes:
-        """The head of a PutObject; ``key`` is the whole key, names in ``headers`` are in lower case."""
-        stamp = self._now()
-        sent = {
-            **headers,
-            "host": self._road.named,
-            "x-amz-content-sha256": _UNSIGNED,
-            "x-amz-date": stamp,
-        }
-        if self._keys.session_token:
-            sent["x-amz-security-token"] = self._keys.session_token
-        path = self._road.path + quote(key, safe="/~")
-        names = sorted(sent)
-        signed = ";".join(names)
-        block = "".join([f"{name}:{sent[name]}\n" for name in names])
-        request = hashlib.sha256(f"PUT\n{path}\n\n{block}\n{signed}\n{_UNSIGNED}".encode()).hexdigest()
-        text = f"AWS4-HMAC-SHA256\n{stamp}\n{self._scope}\n{request}"
-        signature = hmac.digest(self._key, text.encode(), "sha256").hex()
-        lines = "".join([f"{name}: {sent[name]}\r\n" for name in names])
-        return (
-            f"PUT {path} HTTP/1.1\r\n{lines}content-length: {size}\r\nauthorization: AWS4-HMAC-SHA256"
-            f" Credential={self._keys.access_key}/{self._scope}, SignedHeaders={signed}, Signature={signature}\r\n\r\n"
-        ).encode()
-
-    def _now(self) -> str:
-        at = int(self._clock())
-        if at != self._at:
-            self._at, self._stamp = at, time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(at))
-            day = self._stamp[:8]
-            scope = f"{day}/{self._road.region}/{_SERVICE}"
-            if scope != self._scope:
-                key = b"AWS4" + self._keys.secret_key.encode()
-                for part in scope.split("/"):
-                    key = hmac.digest(key, part.encode(), "sha256")
-                self._scope, self._key = scope, key
-        return self._stamp
+def put_head(road: Road, signer: Signer, key: str, size: int, headers: Mapping[str, str]) -> bytes:
+    """The head of a PutObject; ``key`` is the whole key, names in ``headers`` are in lower case."""
+    path = road.path + quote(key, safe="/~")
+    sent = signer.headers("PUT", path, "", headers, UNSIGNED)
+    lines = "".join([f"{name}: {value}\r\n" for name, value in sent.items()])
+    return f"PUT {path} HTTP/1.1\r\n{lines}content-length: {size}\r\n\r\n".encode()
 
 
 class Line:
@@ -190,7 +140,7 @@ class Lines(Generic[T]):
 
     def signer(self) -> Signer | None:
         keys = self.road.keys()
-        return Signer(self.road, keys, self.clock) if keys else None
+        return Signer(keys, self.road.region, self.road.named, self.clock) if keys else None
 
     def exchange(self, requests: Iterable[tuple[T, bytes, bytes]]) -> Iterator[tuple[T, Answer | OSError]]:
         """Send each request (what it is called here, head, body) and tell each answer as it comes. After one that could

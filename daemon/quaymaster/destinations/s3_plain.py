@@ -8,8 +8,6 @@ the key pair are configured, no proxy is in between, and the bucket is named in 
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -18,13 +16,13 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlsplit
 
 from quaymaster import __version__
-from quaymaster.destinations.s3_wire import Credentials, Settings, reason, refused, require_certificates, untrusted
+from quaymaster.destinations.s3_signature import EMPTY, Credentials, Signer
+from quaymaster.destinations.s3_wire import Settings, reason, refused, require_certificates, untrusted
 from quaymaster.errors import ConfigError, PermanentError, PermissionDenied, TransferError, Unreachable
 
 if TYPE_CHECKING:
     from http.client import HTTPConnection, HTTPResponse
 
-_NOTHING = hashlib.sha256(b"").hexdigest()
 _UNRESERVED = "-._~"
 _LARGEST = 64 << 20
 """Bytes of one answer: a page of 1,000 keys of 1,024 bytes, each byte of which is escaped, is far below."""
@@ -66,7 +64,7 @@ class Plain:
         self._settings, self._read_credentials, self._clock = settings, credentials, clock
         endpoint = urlsplit(settings.endpoint_url or "")
         self._secure, self._host = endpoint.scheme == "https", endpoint.netloc
-        self._signer: _Signer | None = None
+        self._signer: Signer | None = None
         self._idle: deque[HTTPConnection] = deque()
         self._trust: Any = None
 
@@ -120,8 +118,8 @@ class Plain:
                 told = f"No usable credentials for {where}: {error}"
                 raise PermissionDenied(told, "Then retry the job") from None
             assert given is not None  # usable() requires a name
-            signer = self._signer = _Signer(given, self._settings.region or "us-east-1", self._host)
-        return signer.headers(method, path, asked, headers, self._clock())
+            signer = self._signer = Signer(given, self._settings.region or "us-east-1", self._host, self._clock)
+        return {**signer.headers(method, path, asked, headers, EMPTY), "User-Agent": f"quaymaster/{__version__}"}
 
     # -- connections --
 
@@ -166,41 +164,6 @@ class Plain:
             self._trust = _trust(settings.ca_bundle)
         made = HTTPSConnection(self._host, timeout=settings.connect_timeout, context=self._trust)
         return _patient(made, settings.read_timeout)
-
-
-class _Signer:
-    """AWS Signature Version 4 for requests without a body. What depends on the day alone is kept."""
-
-    def __init__(self, credentials: Credentials, region: str, host: str) -> None:
-        self._credentials, self._region, self._host = credentials, region, host
-        self._day, self._key = "", b""
-
-    def headers(self, method: str, path: str, query: str, more: Mapping[str, str], now: float) -> dict[str, str]:
-        """All that the request needs; ``path`` and ``query`` are escaped, the query sorted."""
-        stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(now))
-        sent = {"host": self._host, "x-amz-content-sha256": _NOTHING, "x-amz-date": stamp, **more}
-        if self._credentials.session_token:
-            sent["x-amz-security-token"] = self._credentials.session_token
-        signed = sorted(sent.items())
-        names = ";".join(name for name, _ in signed)
-        canonical = "\n".join(
-            [method, path, query, *(f"{name}:{value}" for name, value in signed), "", names, _NOTHING]
-        )
-        scope = f"{stamp[:8]}/{self._region}/s3/aws4_request"
-        text = "\n".join(["AWS4-HMAC-SHA256", stamp, scope, hashlib.sha256(canonical.encode()).hexdigest()])
-        signature = hmac.new(self._key_of(stamp[:8]), text.encode(), hashlib.sha256).hexdigest()
-        given = f"Credential={self._credentials.access_key}/{scope}"
-        sent["Authorization"] = f"AWS4-HMAC-SHA256 {given}, SignedHeaders={names}, Signature={signature}"
-        sent["User-Agent"] = f"quaymaster/{__version__}"
-        return sent
-
-    def _key_of(self, day: str) -> bytes:
-        if day != self._day:
-            key = b"AWS4" + self._credentials.secret_key.encode()
-            for part in (day, self._region, "s3", "aws4_request"):
-                key = hmac.digest(key, part.encode(), "sha256")
-            self._key, self._day = key, day
-        return self._key
 
 
 def _patient(connection: HTTPConnection, read_timeout: float) -> HTTPConnection:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from quaymaster.destinations.base import Parcel
-from quaymaster.destinations.s3_line import Answer, Lines
+from quaymaster.destinations.s3_line import Answer, Lines, put_head
 from quaymaster.destinations.s3_objects import Objects, sent_metadata
 from quaymaster.destinations.s3_plan import Expected
 from quaymaster.destinations.s3_probe import Capabilities, digest_text, plain_etag
@@ -90,7 +90,8 @@ class Batch:
 
         def request(number: int) -> tuple[int, bytes, bytes]:
             put, body = parcels[number].put, parcels[number].body
-            return number, signer.head(self.objects.whole_key(put.key), len(body), self._headers(parcels[number])), body
+            headers = self._headers(parcels[number])
+            return number, put_head(lines.road, signer, self.objects.whole_key(put.key), len(body), headers), body
 
         unsent, last = set(numbers), OSError("nobody answers")
         for number, answer in lines.exchange(map(request, numbers)):

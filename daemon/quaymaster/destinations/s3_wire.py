@@ -16,7 +16,8 @@ from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, Protocol
 
 from quaymaster import __version__
-from quaymaster.destinations.s3_line import Keys, Lines, Road
+from quaymaster.destinations.s3_line import Lines, Road
+from quaymaster.destinations.s3_signature import Credentials, Keys
 from quaymaster.errors import (
     ConfigError,
     Conflict,
@@ -86,15 +87,6 @@ class Settings(Protocol):
     def connect_timeout(self) -> float: ...
     @property
     def read_timeout(self) -> float: ...
-
-
-class Credentials(Protocol):
-    @property
-    def access_key(self) -> str: ...
-    @property
-    def secret_key(self) -> str: ...
-    @property
-    def session_token(self) -> str | None: ...
 
 
 class AbsentError(PermanentError):
