@@ -175,7 +175,11 @@ class Event:
 Emit = Callable[[Event], None]
 
 
+def plain(text: str) -> str:
+    """On one line, with everything that is not printable escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 def shown(path: bytes) -> str:
     """A path for people: UTF-8 where it is, everything else (bytes, control characters) escaped, on one line."""
-    text = path.decode("utf-8", "backslashreplace")
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return plain(path.decode("utf-8", "backslashreplace"))

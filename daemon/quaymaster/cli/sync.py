@@ -262,7 +262,7 @@ def _listed(path: str | None, null: bool) -> list[bytes]:
 def _by_watch(config: Config, names: Sequence[str], paths: Iterable[bytes]) -> dict[str, list[bytes]]:
     """Watch -> paths in it. A relative one is below the watch when there is just one, else below the working
     directory."""
-    from quaymaster.cli.locate import locate
+    from quaymaster.service.view.locate import locate
 
     base = os.fsencode(config.watches[names[0]].path) if len(names) == 1 else os.getcwdb()
     found: dict[str, list[bytes]] = {}

@@ -422,6 +422,13 @@ class Store:
         with self._db.read() as t:
             return jobs.count_open(t)
 
+    def states_below(self, watch: str, path: bytes) -> dict[State, int]:
+        """How many files' jobs below a directory of a watch (b"": all of it) are in each state."""
+        with self._db.read() as t:
+            if path:
+                return jobs.count_below(t, watch, path)
+            return {state: number for state, (number, _) in jobs.count(t).get(watch, {}).items()}
+
     def oldest_open(self) -> float | None:
         with self._db.read() as t:
             return jobs.oldest_open(t)

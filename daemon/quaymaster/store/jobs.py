@@ -33,10 +33,14 @@ class Filter:
     states: tuple[State, ...] = ()
     watch: str = ""
     path: bytes = b""
+    exact: bool = False
+    """``path`` alone, with nothing below it."""
     error_code: str = ""
     ids: tuple[int, ...] = ()
     limit: int = 0
     """At most so many, newest first; 0: all."""
+    before: int = 0
+    """Only jobs with smaller numbers: the next page of a limited list; 0: all."""
 
 
 def watch_id(t: Transaction, name: str) -> int:
@@ -322,6 +326,16 @@ def find(t: Transaction, which: Filter) -> list[Job]:
     return _jobs(t.execute(f"{_SELECT} WHERE {conditions}{tail}", values))
 
 
+def count_below(t: Transaction, watch: str, path: bytes) -> dict[State, int]:
+    """How many jobs of the files below a directory of a watch are in each state."""
+    rows = t.execute(
+        "SELECT state, count(*) FROM jobs JOIN watches ON watches.id = watch_id"
+        " WHERE watches.name = ? AND path > ? AND path < ? GROUP BY state",
+        (watch, path + b"/", path + b"0"),
+    )
+    return {State(row[0]): row[1] for row in rows}
+
+
 def count(t: Transaction) -> dict[str, dict[State, tuple[int, int]]]:
     """For each watch and state: how many jobs, and their bytes."""
     counts: dict[str, dict[State, tuple[int, int]]] = {}
@@ -378,7 +392,10 @@ def _where(which: Filter) -> tuple[str, list[Any]]:
     if which.watch:
         parts.append("watches.name = ?")
         values.append(which.watch)
-    if which.path:
+    if which.path and which.exact:
+        parts.append("path = ?")
+        values.append(which.path)
+    elif which.path:
         # Everything below a directory sorts between "dir/" and "dir0" ("0" follows "/").
         parts.append("(path = ? OR (path > ? AND path < ?))")
         values += [which.path, which.path + b"/", which.path + b"0"]
@@ -388,6 +405,9 @@ def _where(which: Filter) -> tuple[str, list[Any]]:
     if which.ids:
         parts.append(f"jobs.id IN ({','.join('?' * len(which.ids))})")
         values += which.ids
+    if which.before:
+        parts.append("jobs.id < ?")
+        values.append(which.before)
     return " AND ".join(parts), values
 
 
