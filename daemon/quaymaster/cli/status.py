@@ -77,10 +77,17 @@ def _head(found: Record, columns: int, now: float) -> list[str]:
         if state is State.WAITING and found["next_retry"] is not None:
             part += f", next try in {show.duration(found['next_retry'] - now)}"
         parts.append(part)
+    moving = [_moving(found)] if found["running"] and found["service"]["pid"] is not None else []
     oldest = found["oldest_open"]
     age = f"oldest undelivered file: {show.duration(now - oldest)} in the queue" if oldest else "nothing undelivered"
     verified = [_verified(found["verify"]["last"], now)] if found["verify"]["last"] else []
-    return [*_flow([life, process], columns), *_flow(parts, columns), age, *verified]
+    return [*_flow([life, process], columns), *_flow(parts, columns), *moving, age, *verified]
+
+
+def _moving(found: Record) -> str:
+    rates = found["rates"]["source_bytes_per_second"]
+    text = f"reading {show.size(int(rates['1m']))}/s, in the last 15 min {show.size(int(rates['15m']))}/s"
+    return text + (f"; empty in {show.duration(found['eta_seconds'])}" if found["eta_seconds"] else "")
 
 
 def _verified(last: Record, now: float) -> str:
@@ -107,7 +114,7 @@ def _watch_rows(watches: list[Record], columns: int, now: float) -> _Rows:
     if not watches:
         return []
     shown = sorted(
-        watches, key=lambda w: not (w["reason"] or _not_taken(w["seen"]) or w["jobs"]["parked"]["jobs"])
+        watches, key=lambda w: not (w["paused"] or w["reason"] or _not_taken(w["seen"]) or w["jobs"]["parked"]["jobs"])
     )  # troubles first
     header = ("WATCH", "MODE", "STATE", ">SETTLING", ">QUEUED", ">WAITING", ">PARKED", ">DONE")
     cells = [
@@ -123,9 +130,17 @@ def _watch_rows(watches: list[Record], columns: int, now: float) -> _Rows:
     title, *lines = show.table(header, cells)
     rows = [[title]]
     for watch, line in zip(shown, lines, strict=True):
-        told = [text for text in (_reason(watch, now), _not_taken(watch["seen"])) if text]
+        told = [text for text in (_paused(watch, now), _reason(watch, now), _not_taken(watch["seen"])) if text]
         rows.append([line, *(part for text in told for part in show.wrapped(text, columns, 2, 4))])
     return rows
+
+
+def _paused(watch: Record, now: float) -> str:
+    if not watch["paused"]:
+        return ""
+    since, by = watch["paused"]["since"], watch["paused"]["by"]
+    resume = f"quaymaster resume {watch['name']}"
+    return f"paused for {show.duration(now - since)}, since {show.when(since)}, by {by}; go on with: {resume}"
 
 
 def _reason(watch: Record, now: float) -> str:
@@ -166,9 +181,10 @@ def _running_rows(found: Record, columns: int, now: float) -> _Rows:
     for job in jobs:
         done, total = job["source_bytes"], job["size"]
         percent = f"{100 * done // total if total else 100} %" if done is not None else "-"
-        rate = "-"
-        if done and job["since"] and now > job["since"]:
-            rate = f"{show.size(int(done / (now - job['since'])))}/s"
+        pace = job["rate"]
+        if pace is None and done and job["since"] and now > job["since"]:
+            pace = done / (now - job["since"])
+        rate = f"{show.size(int(pace))}/s" if pace is not None else "-"
         of = f"{show.size(done or 0)} of {show.size(total)}"
         cells.append((str(job["id"]), job["stage"] or "-", percent, of, rate, show.plain(job["path"])))
     lines = show.table((">JOB", "STAGE", ">DONE", ">BYTES", ">RATE", "FILE"), cells, columns)
