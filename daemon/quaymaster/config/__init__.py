@@ -9,10 +9,11 @@ credentials the secrets, which stand elsewhere
 show        the effective configuration as TOML and JSON
 """
 
-from quaymaster.config.credentials import Credentials, read_credentials
+from quaymaster.config.credentials import Credentials, read_credentials, read_token
 from quaymaster.config.disk import problems_on_disk
 from quaymaster.config.load import DEFAULT_PATH, load
 from quaymaster.config.schema import (
+    Api,
     BesideDestination,
     Compress,
     Config,
@@ -28,6 +29,7 @@ from quaymaster.config.show import to_json, to_toml
 
 __all__ = [
     "DEFAULT_PATH",
+    "Api",
     "BesideDestination",
     "Compress",
     "Config",
@@ -42,6 +44,7 @@ __all__ = [
     "load",
     "problems_on_disk",
     "read_credentials",
+    "read_token",
     "to_json",
     "to_toml",
 ]

@@ -23,6 +23,7 @@ from quaymaster.model import Emit, Event, Level, State
 from quaymaster.pipeline.retry import decide
 from quaymaster.pipeline.worker import Running
 from quaymaster.service import heads, journal, standing
+from quaymaster.service.api import Api
 from quaymaster.service.crew import Crew
 from quaymaster.service.lock import Lock
 from quaymaster.service.repeats import Repeats
@@ -73,6 +74,7 @@ class Daemon:
         self._rate = standing.Rate()
         self._live = Live()
         self._crew: Crew | None = None
+        self._api: Api | None = None
         self._scans: Mapping[str, int] = {}
         self._open: dict[State, int] = {}
         self._counted_at = float("-inf")
@@ -94,6 +96,8 @@ class Daemon:
                 self._strike_hung(store)
                 store.note("service-started", {"version": quaymaster.__version__, "config": self._config.digest})
                 self._live.remember(store.reports().get("rates", (0.0, {}))[1])
+                api = self._api = Api(self._config, store, self._emit)
+                api.start()
                 crew = self._new_crew(store)
             self._ready(store, recovered)
             while not self._stopping:
@@ -102,11 +106,13 @@ class Daemon:
                     crew = self._reload(store, crew)
                 self._obey(store, crew)
                 self._report(store, crew)
+                api.tend()
                 self._give_sign(store, crew)
                 self._tell.tick()
                 self._rescan_changed(crew)
             with taking_time(self._config.service.stop_timeout + _LEAVING):
                 ended = self._shut_down(store, crew)
+                api.stop()
         if not ended:
             # A thread hangs in a system call (a dead mount). All it would have done is in the queue.
             os._exit(0)
@@ -242,6 +248,8 @@ class Daemon:
         crew.retire()
         self._retired = [old for old in [*self._retired, crew] if old.running]
         crew = self._new_crew(store)
+        if self._api:
+            self._api.reload(new)
         self._report_service(store)
         watches = _many(len(new.watches), "directory", "directories")
         self._emit(Event("config-reloaded", f"the configuration was read again; watches {watches}", Level.NOTICE))
@@ -263,6 +271,8 @@ class Daemon:
         failing = event.kind == "delivery-failed" and event.code not in _OF_ONE_FILE
         if event.destination in self._destinations and (failing or event.kind == "delivered"):
             self._of_destination(event.destination, event.message if failing else "")
+        if self._api:
+            self._api.heard(event)
         if event.kind == "superseded":
             self._changed.add(event.watch)
         if event.level < Level.DEBUG or self._debug:

@@ -54,7 +54,7 @@ class Live:
         """(``retry`` or ``parked``, error code) -> number."""
         self._since = wall()
         self._reported_at = float("-inf")
-        self._dirty = True
+        self._dirty = False
 
     def remember(self, said: Mapping[str, Any]) -> None:
         """Go on from what an earlier life reported, so that a restart leaves no gap in the last hour."""
