@@ -9,6 +9,8 @@ import re
 import select
 import socket
 import stat
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
@@ -637,3 +639,20 @@ def test_health_says_what_is_wrong(tmp_path: Path) -> None:
         assert b"quaymaster_healthy 0" in site.ask("/metrics").body
         os.rename(tmp_path / "gone", tmp_path / "landing")
         until(lambda: site.ask("/healthz").status == 200, timeout=60)
+
+
+def test_nothing_that_its_description_allows_confuses_it(site: Site, ports: tuple[int, int], tmp_path: Path) -> None:
+    """Schemathesis asks everything, right and wrong, and compares what comes back with the description. That a request
+    is right by its form and still refused (no such watch) is not a fault."""
+    done = subprocess.run(
+        [str(Path(sys.executable).with_name("schemathesis")), "run", f"http://127.0.0.1:{ports[0]}/api/v1/openapi.json",
+         "--header", f"Authorization: Bearer {ACT}", "--exclude-path", "/api/v1/events", "--exclude-path",
+         "/api/v1/jobs/{job}/drop", "--phases", "examples,coverage,fuzzing", "--max-examples", "5", "--no-color",
+         "--exclude-checks", "positive_data_acceptance", "--max-failures", "3", "--workers", "2", "--seed", "1"],
+        cwd=tmp_path, capture_output=True, text=True, timeout=280,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
+    assert site.ask("/healthz").status == 200
+    assert not site.service.lines("api-defect")
+    assert not site.service.lines("the API failed")
+    site.post("/api/v1/resume")

@@ -130,7 +130,9 @@ def _body(**properties: Schema) -> Schema:
 
 
 _JOB_NUMBER = _parameter("job", _ID, "The job's number.", where="path")
-_PATH = _parameter("path", TEXT, "Absolute; bytes that are not UTF-8 percent-encoded.", required=True)
+_PATH = _parameter(
+    "path", {"type": "string", "pattern": "^/"}, "Absolute; bytes that are not UTF-8 percent-encoded.", required=True
+)
 _FILTERS = [
     _parameter("state", _list(_STATES), "May be given several times."),
     _parameter("watch", TEXT, "Of this watch."),
