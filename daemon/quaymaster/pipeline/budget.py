@@ -65,31 +65,26 @@ class Staging:
     def __init__(self, directory: str, *, ceiling: int | None, floor: int) -> None:
         """``ceiling``: bytes that staged copies may take together; ``floor``: bytes that stay free on that disk."""
         self.directory = directory
-        self.ceiling = ceiling
-        self.floor = floor
+        self._ceiling = ceiling
+        self._floor = floor
         self._used = 0  # reserved for copies that exist or are being made
         self._unwritten = 0  # of that, not on the disk yet
         self._lock = threading.Lock()
-
-    @property
-    def used(self) -> int:
-        """Bytes of copies that exist or are being made."""
-        return self._used
 
     @contextmanager
     def reserve(self, size: int) -> Iterator[Callable[[int], None]]:
         """Room for one copy; yields a function to be told of bytes as they are written. Raises OutOfSpace (tried
         again later) when there is no room now."""
         with self._lock:
-            if self.ceiling is not None and self._used and self._used + size > self.ceiling:
+            if self._ceiling is not None and self._used and self._used + size > self._ceiling:
                 raise OutOfSpace(
-                    f"Staging holds {self._used} bytes and {size} more would pass limits.staging ({self.ceiling})",
+                    f"Staging holds {self._used} bytes and {size} more would pass limits.staging ({self._ceiling})",
                     "It goes on when others have finished",
                 )
             free = self._free() - self._unwritten
-            if free - size < self.floor:
+            if free - size < self._floor:
                 raise OutOfSpace(
-                    f"{self.directory} has {free} bytes free; {size} are needed and {self.floor} must stay free",
+                    f"{self.directory} has {free} bytes free; {size} are needed and {self._floor} must stay free",
                     "Make room there, or set service.staging_dir to a larger disk or limits.staging_free lower",
                 )
             self._used += size

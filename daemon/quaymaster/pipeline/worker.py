@@ -115,11 +115,6 @@ class Workers:
         self._dispatcher.start()
         threading.Thread(target=self._sweep, name="sweep", daemon=True).start()
 
-    @property
-    def bounds(self) -> Bounds:
-        """What all jobs share; from the start on."""
-        return self._bounds
-
     def wake(self) -> None:
         """There may be something to claim."""
         self._wake.set()

@@ -97,11 +97,6 @@ class Crew(Carriers):
         """What each job in flight is doing."""
         return dict(self._workers.running)
 
-    @property
-    def bounds(self) -> Bounds:
-        """What the jobs share; from the start on."""
-        return self._workers.bounds
-
     def pause(self, watches: frozenset[str]) -> None:
         """Begin no job of these watches, and of all others again; what runs goes on."""
         ended, self._workers.paused = self._workers.paused - watches, watches

@@ -28,7 +28,7 @@ from quaymaster.service.crew import Crew
 from quaymaster.service.lock import Lock
 from quaymaster.service.repeats import Repeats
 from quaymaster.service.systemd import notify, taking_time, watchdog_period
-from quaymaster.service.view.live import HEARD, Live, resources
+from quaymaster.service.view.live import HEARD, Live
 from quaymaster.service.watchdog import Stall, Watchdog
 from quaymaster.store import Filter, Store
 
@@ -314,9 +314,7 @@ class Daemon:
         said: dict[str, dict[str, Any]] = {f"watch:{n}": _of_watch(i.status()) for n, i in crew.intakes.items()}
         said |= {f"destination:{name}": dict(body) for name, body in self._destinations.items()}
         self._live.tick(running)
-        said["progress"] = {"jobs": self._live.progress(running), "resources": resources(crew.bounds, len(running))}
-        if not running and (last := self._reported.get("progress")) and not last["jobs"]:
-            said["progress"] = last  # what else uses the disk is no reason for an idle service to write
+        said["progress"] = {"jobs": self._live.progress(running)}
         if rates := self._live.rates():
             said["rates"] = rates
         with suppress(StoreError):  # a full disk is told by those who have something to lose

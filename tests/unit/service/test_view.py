@@ -197,7 +197,7 @@ def test_a_running_job_says_how_long_it_will_take(config: Config, store: Store) 
     queue(store, 3, 1000)
     (job,) = store.claim(1)
     said = {"stage": "transfer", "source_bytes": 400, "stored_bytes": 100, "size": 1000, "since": 1.0, "rate": 20.0}
-    store.report("progress", {"jobs": {str(job.id): said}, "resources": {"files": 1, "memory": 5}})
+    store.report("progress", {"jobs": {str(job.id): said}})
     now = time.time()
     store.report(
         "rates", {"since": now - 50, "slots": [[now - 20, 1, 3000, 500]], "minutes": [[now - 20, 1, 3000, 500]]}
@@ -207,7 +207,6 @@ def test_a_running_job_says_how_long_it_will_take(config: Config, store: Store) 
     assert (one["ratio"], one["rate"], one["eta_seconds"]) == (4.0, 20.0, 30.0)
     assert found["rates"]["source_bytes_per_second"]["1m"] == pytest.approx(60, rel=0.1)
     assert found["eta_seconds"] == pytest.approx(2600 / 60, rel=0.1)
-    assert found["resources"]["memory"] == {"used": 5, "ceiling": config.limits.memory}
     assert progress(store, job.id, 1, now)["eta_seconds"] == 30.0
     assert progress(store, 2, 1, now)["state"] == "queued"
     assert progress(store, 999, 1, now) is None

@@ -84,7 +84,7 @@ def _up(parts: list[Record], label: str, down: str) -> _Samples:
 
 
 def _of_work(found: Record) -> _Families:
-    watches, rates, resources = found["watches"], found["rates"], found["resources"]
+    watches, rates, ceilings = found["watches"], found["rates"], found["ceilings"]
     moved = [
         ({"watch": pair["watch"], "destination": to["name"]}, pair)
         for to in found["destinations"]
@@ -92,7 +92,8 @@ def _of_work(found: Record) -> _Families:
     ]
     failed = {kind: [f for f in found["failures"] if f["kind"] == kind] for kind in ("retry", "parked")}
     per_state = [(w["name"], state, tally) for w in watches for state, tally in w["jobs"].items()]
-    staging = resources["staging"]
+    held = [({"by": name}, use.get("waiting")) for name, use in ceilings.items() if isinstance(use, dict)]
+    flows = [({"destination": flow["destination"]}, flow) for flow in ceilings.get("bandwidth", ())]
     families: _Families = [
         ("jobs", "gauge", "Jobs by watch and state.", [({"watch": w, "state": s}, t["jobs"]) for w, s, t in per_state]),
         (
@@ -135,15 +136,25 @@ def _of_work(found: Record) -> _Families:
         ),
         ("compression_ratio", "gauge", "Source to stored bytes of the last hour.", [({}, rates["ratio"])]),
         ("queue_eta_seconds", "gauge", "Until the queue is empty, as it goes now.", [({}, found["eta_seconds"])]),
-        ("files_in_flight", "gauge", "Files being delivered.", [({}, resources["files"]["used"])]),
-        ("files_in_flight_limit", "gauge", "limits.files.", [({}, resources["files"]["ceiling"])]),
-        ("buffer_bytes", "gauge", "Memory lent to buffers.", [({}, resources["memory"]["used"])]),
-        ("buffer_limit_bytes", "gauge", "limits.memory.", [({}, resources["memory"]["ceiling"])]),
-        ("staging_bytes", "gauge", "Staged copies.", [({}, staging["used"])]),
-        ("staging_limit_bytes", "gauge", "limits.staging.", [({}, staging["ceiling"])]),
-        ("staging_free_bytes", "gauge", "Free on the disk of the staging directory.", [({}, staging["free"])]),
+        ("files_in_flight", "gauge", "Files being delivered.", [({}, len(found["running"]))]),
+        ("files_in_flight_limit", "gauge", "limits.files.", _use(ceilings, "files", "ceiling")),
+        ("buffer_bytes", "gauge", "Memory lent to buffers.", _use(ceilings, "memory", "used")),
+        ("buffer_limit_bytes", "gauge", "limits.memory.", _use(ceilings, "memory", "ceiling")),
+        ("staging_bytes", "gauge", "Staged copies.", _use(ceilings, "staging", "used")),
+        ("staging_limit_bytes", "gauge", "limits.staging.", _use(ceilings, "staging", "ceiling")),
+        ("held_files", "gauge", "Files in flight that wait for a share of a limit.", held),
+        (
+            "bandwidth_limit_bytes_per_second",
+            "gauge",
+            "Of all together (without a destination) and of each.",
+            [(labels, flow["limit"]) for labels, flow in flows],
+        ),
     ]
     return families
+
+
+def _use(ceilings: Record, name: str, what: str) -> _Samples:
+    return [({}, ceilings.get(name, {}).get(what))]
 
 
 def _codes(failures: list[Record]) -> _Samples:

@@ -50,7 +50,6 @@ _MOVING = {
     "ratio": _or_null(NUMBER), "rate": _or_null(NUMBER), "eta_seconds": _or_null(NUMBER),
 }  # fmt: skip
 _TALLIES = _object(**{state.value: _object(jobs=WHOLE, bytes=WHOLE) for state in State})
-_USE = _object(used=_or_null(WHOLE), ceiling=_or_null(WHOLE))
 _WINDOWS = _object(**{"1m": NUMBER, "15m": NUMBER})
 _AMOUNTS = {"files": WHOLE, "source_bytes": WHOLE, "stored_bytes": WHOLE}
 _PAUSED = _or_null(_object(since=NUMBER, by=TEXT))
@@ -95,7 +94,7 @@ SCHEMAS: dict[str, Schema] = {
             stored_bytes_per_second=_WINDOWS, ratio=_or_null(NUMBER), minutes=_list(_object(at=WHOLE, **_AMOUNTS)),
         ),
         eta_seconds=_or_null(NUMBER),
-        resources=_object(files=_USE, memory=_USE, compress_threads=_USE, staging=_USE),
+        ceilings={"type": "object"},
         watches=_list(_ref("Watch")), destinations=_list(_ref("Destination")), running=_list(_ref("Running")),
         waiting=_list(_ref("Group")), parked=_list(_ref("Group")), stalled=_list(TEXT),
         failures=_list(_object(kind=TEXT, error_code=TEXT, jobs=WHOLE)),

@@ -1,12 +1,11 @@
-"""What the running service keeps of its own work, for the read model: how far each job is, how much has moved, what is
-in use. Everything is bounded, whatever the number of files; told once a second, and nothing while nothing happens.
+"""What the running service keeps of its own work, for the read model: how far each job is, and how much has
+moved. Everything is bounded, whatever the number of files; told once a second, and nothing while nothing happens.
 
     Live (in the service)  ──report──►  the store  ──►  snapshot (in any process)
 """
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections import Counter, deque
@@ -14,7 +13,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from quaymaster.model import Event, Stage
-from quaymaster.pipeline.transfer import Bounds
 from quaymaster.pipeline.worker import Running
 from quaymaster.service.view.records import Record
 
@@ -155,20 +153,3 @@ class Live:
                 "delivered": [{"watch": w, "destination": d, **amounts} for (w, d), amounts in per_pair.items()],
                 "failures": [{"kind": k, "error_code": c, "jobs": n} for (k, c), n in self._failures.items()],
             }
-
-
-def resources(bounds: Bounds, files: int) -> Record:
-    """What is in use of what all jobs share; ``files`` are in flight. The ceilings are in the configuration."""
-    staging = bounds.staging
-    try:
-        status = os.statvfs(staging.directory)
-        free: int | None = status.f_bavail * status.f_frsize
-    except OSError:
-        free = None
-    return {
-        "files": files,
-        "memory": bounds.memory.used,
-        "compress_threads": bounds.compressing.used,
-        "staging": staging.used,
-        "staging_free": free,
-    }

@@ -43,7 +43,7 @@ def snapshot(config: Config, store: Store, pid: int | None, now: float) -> Recor
         "verify": _verify(config, reports),
         "rates": rates,
         "eta_seconds": _eta(counts, control, running, rates) if pid is not None else None,
-        "resources": _resources(config, reports, running, live=pid is not None),
+        "ceilings": reports.get("ceilings", (0.0, {}))[1] if pid is not None else {},
         "watches": _watches(config, store, reports, counts, control, running=pid is not None),
         "destinations": _destinations(config, reports, of_rates, running=pid is not None),
         "running": running,
@@ -248,20 +248,3 @@ def _eta(
         if by_number:
             return float(files / by_number)
     return None
-
-
-def _resources(config: Config, reports: _Reports, running: list[Record], *, live: bool) -> Record:
-    """What is in use of what all jobs share (null while the service is stopped), and its ceiling."""
-    used = reports.get("progress", (0.0, {}))[1].get("resources", {}) if live else {}
-    limits = config.limits
-    return {
-        "files": {"used": used.get("files"), "ceiling": limits.files},
-        "memory": {"used": used.get("memory"), "ceiling": limits.memory},
-        "compress_threads": {"used": used.get("compress_threads"), "ceiling": limits.compress_threads},
-        "staging": {
-            "used": used.get("staging"),
-            "ceiling": limits.staging,
-            "free": used.get("staging_free"),
-            "floor": limits.staging_free,
-        },
-    }
