@@ -59,7 +59,7 @@ def fill(service: Service) -> None:
 
 @contextmanager
 def busy(folder: Path) -> Iterator[Service]:
-    """A service with twice as many large files as it takes at once."""
+    """A service with more large files than it takes at once."""
     for name in ("landing", "backlog", "archive"):
         (folder / name).mkdir()
     service = Service(CONFIG.format(folder=folder, files=IN_FLIGHT), folder)
@@ -67,7 +67,7 @@ def busy(folder: Path) -> Iterator[Service]:
     service.stop()
     fill(service)
     source = data.make(folder / "source", data.fastq, SIZE)
-    for number in range(2 * IN_FLIGHT):
+    for number in range(IN_FLIGHT + 4):
         shutil.copyfile(source, folder / f"landing/{number}.fastq")
     service.start()
     try:
