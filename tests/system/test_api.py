@@ -597,6 +597,16 @@ def test_events_tell_what_happens_and_begin_with_the_status(site: Site) -> None:
         assert statuses >= 2
 
 
+def test_fifty_listeners_that_come_at_once_all_stay(site: Site) -> None:
+    with ExitStack() as stack:
+        clients = [stack.enter_context(listening(site)) for _ in range(50)]
+        for client in clients:
+            until(lambda client=client: b"event: status\n" in client.recv(1 << 20))
+        site.land("for-all")
+        for client in clients:
+            until(lambda client=client: b'"path":"for-all"' in client.recv(1 << 20))
+
+
 def test_a_listener_that_never_reads_is_dropped(site: Site) -> None:
     """It is let go once its socket and a bounded buffer are full, which takes some hundred KiB of events."""
     client = listening(site)

@@ -55,7 +55,7 @@ class Events:
         if self._ticking is None or self._ticking.done():
             self._ticking = asyncio.create_task(self._tick())
         try:
-            yield _AGAIN + _frame("status", await self._status())
+            yield _AGAIN + _frame("status", (await self._status())[1])
             while not self._closed and (frames := await mine.get()) is not None:
                 if mine not in self._listeners:
                     return
@@ -69,8 +69,8 @@ class Events:
             with suppress(asyncio.QueueFull):
                 each.put_nowait(None)
 
-    async def _status(self) -> Record:
-        return await self._site.threads.run(self._site.status, 10.0)
+    async def _status(self) -> tuple[Record, bytes]:
+        return await self._site.threads.run(self._site.status_and_text, 10.0)
 
     async def _tick(self) -> None:
         told: Record = {}
@@ -79,12 +79,12 @@ class Events:
             await asyncio.sleep(EVERY)
             frames = self._happened()
             with suppress(StoreError, Busy, TimeoutError):
-                found = await self._status()
+                found, text = await self._status()
                 same = {key: found[key] for key in found if key not in ("at", "rates", "eta_seconds")}
                 quiet += EVERY
                 if same != told or quiet >= QUIET:
                     told, quiet = same, 0.0
-                    frames += _frame("status", found)
+                    frames += _frame("status", text)
             if frames:
                 self._send(frames)
 
@@ -100,7 +100,7 @@ class Events:
         left_out, self._left_out = self._left_out, 0
         while self._heard:
             frames += _event_frame(self._heard.popleft())
-        return frames + (_frame("left-out", {"events": left_out}) if left_out else b"")
+        return frames + (_frame("left-out", as_json({"events": left_out})) if left_out else b"")
 
 
 def _event_frame(event: Event) -> bytes:
@@ -108,8 +108,9 @@ def _event_frame(event: Event) -> bytes:
     body |= {"watch": event.watch, "job": event.job or None, "destination": event.destination, "error_code": event.code}
     body |= path_record(event.path) if event.path else {"path": None}
     body |= {"stored_bytes": event.size if event.kind == "delivered" else None, "sha256": event.sha256 or None}
-    return _frame(event.kind, body)
+    return _frame(event.kind, as_json(body))
 
 
-def _frame(name: str, body: Record) -> bytes:
-    return b"event: %s\ndata: %s\n\n" % (name.encode(), as_json(body))
+def _frame(name: str, body: bytes) -> bytes:
+    """``body`` is JSON, so it is one line."""
+    return b"event: %s\ndata: %s\n\n" % (name.encode(), body)

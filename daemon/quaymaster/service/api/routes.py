@@ -140,7 +140,7 @@ class Routes:
 
     async def status(self, request: Request) -> Response:
         _query(request, ())
-        return Response(await self._ask(lambda: as_json(self._site.status())), media_type="application/json")
+        return Response(await self._ask(lambda: self._site.status_and_text()[1]), media_type="application/json")
 
     async def progress(self, request: Request) -> Response:
         _query(request, ())

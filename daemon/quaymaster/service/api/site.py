@@ -34,15 +34,16 @@ class Threads:
     """A few threads with a queue. Each keeps its own connection to the store, so that there are few of those. None is
     waited for at the end: one may hang in a filesystem."""
 
-    def __init__(self, count: int, name: str) -> None:
-        self._count, self._name = count, name
+    def __init__(self, count: int, name: str, most: int) -> None:
+        """``most``: so many may wait or be under way; more are Busy."""
+        self._count, self._name, self._most = count, name, most
         self._tasks: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._threads: list[threading.Thread] = []
         self._open = 0
 
     async def run(self, act: Callable[[], _T], timeout: float) -> _T:
         """To be called in the loop. Raises TimeoutError, and Busy when there is a queue of those that wait already."""
-        if self._open >= 4 * self._count:
+        if self._open >= self._most:
             raise Busy
         loop = asyncio.get_running_loop()
         future: asyncio.Future[_T] = loop.create_future()
@@ -86,11 +87,11 @@ class Site:
         wall: Callable[[], float] = time.time,
     ) -> None:
         self._config, self.store, self._still, self.wall = config, store, still, wall
-        self.threads = Threads(4, "api")
-        self.looking = Threads(4, "api-look")
+        self.threads = Threads(4, "api", most=256)
+        self.looking = Threads(4, "api-look", most=16)
         """For what asks the watches' filesystems, which may hang."""
         self._lock = threading.Lock()
-        self._made: tuple[float, Record] = (float("-inf"), {})
+        self._made: tuple[float, Record, bytes] = (float("-inf"), {}, b"")
 
     @property
     def config(self) -> Config:
@@ -98,17 +99,22 @@ class Site:
 
     def status(self) -> Record:
         """A snapshot that is at most FRESH seconds old. Raises StoreError."""
+        return self.status_and_text()[0]
+
+    def status_and_text(self) -> tuple[Record, bytes]:
+        """The same, and as JSON: made once, however many ask."""
         with self._lock:
-            at, found = self._made
+            at, found, text = self._made
             if time.monotonic() - at > FRESH:
                 found = snapshot(self.config, self.store, os.getpid(), self.wall())
-                self._made = (time.monotonic(), found)
-            return found
+                text = as_json(found)
+                self._made = (time.monotonic(), found, text)
+            return found, text
 
     def changed(self) -> None:
         """Somebody has acted: the next who asks sees what came of it."""
         with self._lock:
-            self._made = (float("-inf"), {})
+            self._made = (float("-inf"), {}, b"")
 
     def health(self) -> Record:
         """``status`` is "ok" or "degraded"; ``reasons`` is what needs somebody, ``notes`` is what is worth knowing."""
