@@ -95,13 +95,19 @@ def of_the_api(service: Service) -> frozenset[int]:
 
 
 def used(service: Service) -> dict[int, float]:
-    """Thread -> processor seconds."""
+    """Thread -> processor seconds, of those that there are now."""
     found = {}
     for thread in os.listdir(f"/proc/{service.pid}/task"):
-        with suppress(OSError), open(f"/proc/{service.pid}/task/{thread}/stat") as file:
-            fields = file.read().rpartition(")")[2].split()
-            found[int(thread)] = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        with suppress(OSError):
+            found[int(thread)] = seconds_in(f"/proc/{service.pid}/task/{thread}/stat")
     return found
+
+
+def seconds_in(path: str) -> float:
+    """proc_pid_stat(5): utime and stime."""
+    with open(path) as file:
+        fields = file.read().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def asked(service: Service) -> list[float]:
@@ -146,8 +152,8 @@ def work(service: Service, threads: frozenset[int]) -> tuple[int, float, float]:
             moved = store.counts()["landing"].get(State.DONE, (0, 0))[1]
             for job in store.jobs(Filter(states=(State.RUNNING,))):
                 moved += progress.get(str(job.id), {}).get("source_bytes", 0)
-        each = used(service)
-        return moved, sum(each.values()), sum(seconds for thread, seconds in each.items() if thread in threads)
+        of_api = sum(seconds for thread, seconds in used(service).items() if thread in threads)
+        return moved, seconds_in(f"/proc/{service.pid}/stat"), of_api
 
     before = now()
     time.sleep(WINDOW)
