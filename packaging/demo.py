@@ -35,6 +35,9 @@ CONFIG = """\
 state_dir   = "{directory}/state"
 staging_dir = "{directory}/staging"
 
+[api]
+socket = "{directory}/api.sock"
+
 [destination.archive]
 type = "directory"
 path = "{directory}/archive"

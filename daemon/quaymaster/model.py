@@ -175,9 +175,13 @@ class Event:
 Emit = Callable[[Event], None]
 
 
-def shown(path: bytes) -> str:
-    """A path for people: UTF-8 where it is, everything else (bytes, control characters) escaped, on one line."""
-    text = path.decode("utf-8", "backslashreplace")
+def plain(text: str) -> str:
+    """On one line, with everything that is not printable escaped."""
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def shown(path: bytes) -> str:
+    """A path for people: UTF-8 where it is, everything else (bytes, control characters) escaped, on one line."""
+    return plain(path.decode("utf-8", "backslashreplace"))

@@ -49,7 +49,7 @@ class Service:
         self.config_file = folder / "quaymaster.toml"
         self.config_file.write_text(config)
         self.log_file = folder / "service.log"
-        self.environment = {**os.environ, **(environment or {})}
+        self.environment = {**os.environ, "RUNTIME_DIRECTORY": str(folder / "run"), **(environment or {})}
         self.process: subprocess.Popen[bytes] | None = None
         self.seconds_to_ready = 0.0
         self._wrapper = tuple(wrapper)

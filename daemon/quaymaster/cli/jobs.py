@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from quaymaster.cli import records, show
-from quaymaster.cli.locate import locate
 from quaymaster.cli.session import Session, in_session, shared_options
 from quaymaster.errors import QuaymasterError, UsageError
 from quaymaster.model import Job, State, shown
+from quaymaster.service.view.choose import chosen
 
 if TYPE_CHECKING:
     from quaymaster.config import Config
@@ -84,8 +84,8 @@ def list_jobs(session: Session, limit: int | None, **given: Any) -> int:
     if limit is None:
         limit = 0 if session.json else LISTED
     with session.store(config) as store:
-        chosen = _filter(config, store, given, limit=limit + 1 if limit else 0)
-        found = sorted(store.jobs(chosen), key=lambda job: -job.id)
+        which = _filter(config, store, given, limit=limit + 1 if limit else 0)
+        found = sorted(store.jobs(which), key=lambda job: -job.id)
     more = bool(limit) and len(found) > limit
     found = found[:limit] if limit else found
     if session.json:
@@ -182,9 +182,9 @@ def retry(session: Session, numbers: tuple[int, ...], everything: bool, **given:
     """
     config = session.config()
     with session.store(config) as store:
-        chosen = _chosen(config, store, numbers, everything, given, (State.WAITING, State.PARKED))
-        before = {job.id: job for job in store.jobs(chosen)}
-        done = store.retry(chosen)
+        which = _chosen(config, store, numbers, everything, given, (State.WAITING, State.PARKED))
+        before = {job.id: job for job in store.jobs(which)}
+        done = store.retry(which)
     return _tell(session, "retried", "Queued again", "to try again", numbers, before, done)
 
 
@@ -206,14 +206,14 @@ def drop(session: Session, numbers: tuple[int, ...], everything: bool, yes: bool
     """
     config = session.config()
     with session.store(config) as store:
-        chosen = _chosen(config, store, numbers, everything, given, (State.QUEUED, State.WAITING, State.PARKED))
-        before = {job.id: job for job in store.jobs(chosen)}
+        which = _chosen(config, store, numbers, everything, given, (State.QUEUED, State.WAITING, State.PARKED))
+        before = {job.id: job for job in store.jobs(which)}
         if everything and before and not yes and sys.stdin.isatty():
             question = f"Give up {show.count(len(before), 'job')}? None of these files will be delivered."
             if not click.confirm(question, err=True):
                 print("Nothing was dropped.", file=sys.stderr)
                 return 1
-        done = store.drop(chosen)
+        done = store.drop(which)
     return _tell(session, "dropped", "Dropped", "to drop", numbers, before, done)
 
 
@@ -233,21 +233,15 @@ def _chosen(
 def _filter(
     config: Config, store: Store, given: dict[str, Any], *, states: tuple[State, ...] = (), limit: int = 0
 ) -> Filter:
-    from quaymaster.store import Filter
-
-    watch, path = given["watch"] or "", b""
-    if watch and watch not in config.watches and watch not in store.counts():
-        raise UsageError(f"There is no watch {show.plain(watch)}", f"The watches are: {', '.join(config.watches)}")
-    if given["path"]:
-        path = os.fsencode(given["path"])
-        if path.startswith(b"/"):
-            place = locate(config, path)
-            if watch and watch != place.watch.name:
-                raise UsageError(f"{shown(path)} is in the watch {place.watch.name}, not {show.plain(watch)}")
-            watch, path = place.watch.name, place.path
-        path = path.rstrip(b"/")
-    named = tuple(State(name) for name in given["state"])
-    return Filter(states=named or states, watch=watch, path=path, error_code=given["error"] or "", limit=limit)
+    return chosen(
+        config,
+        store,
+        states=tuple(State(name) for name in given["state"]) or states,
+        watch=given["watch"] or "",
+        path=os.fsencode(given["path"] or ""),
+        error_code=given["error"] or "",
+        limit=limit,
+    )
 
 
 def _numbers(numbers: tuple[int, ...]) -> Filter:

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING
 import click
 
 from quaymaster.cli import records, show
-from quaymaster.cli.locate import Place, locate
 from quaymaster.cli.session import Session, in_session
 from quaymaster.errors import IntegrityError, QuaymasterError
 from quaymaster.model import Job, State
+from quaymaster.service.view.file import prove_record, trail
+from quaymaster.service.view.locate import Place, locate
 
 if TYPE_CHECKING:
-    from quaymaster.store import Delivery, Entry, Store
+    from quaymaster.store import Delivery, Entry
 
 
 @click.command("prove")
@@ -34,47 +35,24 @@ def command(session: Session, path: str, bundle: str | None) -> int:
       quaymaster prove run7/reads.fastq --json > proof.json
       quaymaster prove run7/reads.fastq --bundle evidence && sh evidence/check.sh reads.fastq
     """
-    from quaymaster.store import Filter
-
     config = session.config()
     place = locate(config, os.fsencode(path))
     with session.store(config) as store:
-        deliveries = store.deliveries(place.watch.name, place.path) if place.path else []
-        which = Filter(watch=place.watch.name, path=place.path)
-        jobs = [job for job in store.jobs(which) if job.version.path == place.path] if place.path else []
-        custody = {job.id: store.history(job) for job in jobs}
-        fault = _fault(store, deliveries, custody)
-        if bundle and deliveries and not fault:
+        found = trail(place, store, chain=True)
+        if bundle and found.deliveries and not found.fault:
             from quaymaster.cli import bundle as evidence
 
-            entries = sorted((entry for job in jobs for entry in custody[job.id]), key=lambda entry: entry.seq)
+            entries = sorted((e for entries in found.custody.values() for e in entries), key=lambda entry: entry.seq)
             evidence.write(bundle, store, entries, shown=place.shown, watch=place.watch.name)
     if session.json:
-        print(show.as_json(_record(place, jobs, deliveries, custody, fault)))
-    elif deliveries:
-        _print(place, jobs, deliveries, custody)
-    if fault:
-        raise IntegrityError(fault, "Keep a copy of the state directory as it is, and find out who wrote to it")
-    if not deliveries:
-        raise _undelivered(place, jobs)
+        print(show.as_json(prove_record(found)))
+    elif found.deliveries:
+        _print(place, found.jobs, found.deliveries, found.custody)
+    if found.fault:
+        raise IntegrityError(found.fault, "Keep a copy of the state directory as it is, and find out who wrote to it")
+    if not found.deliveries:
+        raise _undelivered(place, found.jobs)
     return 0
-
-
-def _fault(store: Store, deliveries: list[Delivery], custody: dict[int, list[Entry]]) -> str:
-    """What contradicts the proof, or an empty string."""
-    from quaymaster.store import ledger
-
-    broken = store.custody_broken_at()
-    if broken is not None:
-        return f"The custody log is broken at entry {broken}"
-    for delivery in deliveries:
-        expected = ledger.details(delivery.proof).items()
-        said = [entry.fields for entry in custody.get(delivery.proof.job, ())]
-        logged = [fields for fields in said if fields.get("kind") in ("delivered", "adopted")]
-        if not any(expected <= fields.items() for fields in logged):
-            where = show.plain(delivery.proof.destination)
-            return f"The ledger's delivery to {where} (job {delivery.proof.job}) is not what the custody log says"
-    return ""
 
 
 def _undelivered(place: Place, jobs: list[Job]) -> QuaymasterError:
@@ -84,20 +62,6 @@ def _undelivered(place: Place, jobs: list[Job]) -> QuaymasterError:
     return QuaymasterError(
         f"{place.shown} has not been delivered; it is {state}", "quaymaster why PATH says what is missing"
     )
-
-
-def _record(
-    place: Place, jobs: list[Job], deliveries: list[Delivery], custody: dict[int, list[Entry]], fault: str
-) -> records.Record:
-    return {
-        "watch": place.watch.name,
-        "watch_path": place.watch.path,
-        **records.path_record(place.path),
-        "deliveries": [records.delivery_record(delivery) for delivery in deliveries],
-        "jobs": [records.job_record(job) for job in jobs],
-        "custody": [records.entry_record(entry) for job in jobs for entry in custody[job.id]],
-        "fault": fault,
-    }
 
 
 def _print(place: Place, jobs: list[Job], deliveries: list[Delivery], custody: dict[int, list[Entry]]) -> None:

@@ -65,7 +65,7 @@ class _Look:
 
 
 def _looks(session: Session, place: str | None) -> list[_Look]:
-    from quaymaster.cli.locate import locate
+    from quaymaster.service.view.locate import locate
 
     configured = os.path.exists(session.config_path)
     if place is not None and os.path.isdir(place):

@@ -1,6 +1,6 @@
 """Text for people: the one place that formats bytes, durations, times and tables.
 
-Whatever comes from outside (names, servers' messages) goes through :func:`plain`, so that no name can move a
+Whatever comes from outside (names, servers' messages) goes through ``plain``, so that no name can move a
 terminal's cursor or fake a line.
 """
 
@@ -12,16 +12,11 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 
+from quaymaster.model import plain as plain
+
 CUT = "..."  # not the one-character ellipsis: terminals without UTF-8 have none
 
 _UNITS = ("KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
-
-
-def plain(text: str) -> str:
-    """On one line, with everything that is not printable escaped."""
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def size(number: int) -> str:

@@ -4,30 +4,16 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
 
 import click
 
-from quaymaster import __version__
 from quaymaster.cli import show
-from quaymaster.cli.records import Record, path_record
+from quaymaster.cli.records import Record
 from quaymaster.cli.session import Session, in_session
-from quaymaster.model import Job, State
-
-if TYPE_CHECKING:
-    from quaymaster.config import Config
-    from quaymaster.store import Store
-
-FRESH = 5.0
-"""Seconds for which the service's word on progress counts; it gives one every second."""
-
-PARKED_LOOKED_AT = 10_000
-"""The newest parked jobs are grouped by their error; more would only make the command slow."""
+from quaymaster.model import State
+from quaymaster.service.view.snapshot import snapshot
 
 _CAUSES = 5
-
-_Reports = Mapping[str, tuple[float, Mapping[str, Any]]]
 
 
 @click.command("status")
@@ -56,148 +42,6 @@ def command(session: Session, everything: bool) -> int:
         lines = render(found, screen.columns, 0 if everything else screen.lines - 1, time.time())
         print("\n".join(lines))
     return 0
-
-
-# -- what there is to say: this is the --json form too --
-
-
-def snapshot(config: Config, store: Store, pid: int | None, now: float) -> Record:
-    reports, counts = store.reports(), store.counts()
-    return {
-        "version": __version__,
-        "at": now,
-        "service": _service(reports, pid),
-        "totals": _tally(counts.values()),
-        "next_retry": store.next_retry(),
-        "oldest_open": store.oldest_open(),
-        "verify": _verify(config, reports),
-        "ceilings": reports.get("ceilings", (0.0, {}))[1] if pid is not None else {},
-        "watches": _watches(config, reports, counts, running=pid is not None),
-        "destinations": _destinations(config, reports, running=pid is not None),
-        "running": _running(store.jobs(_states(State.RUNNING)), reports, pid, now),
-        "parked": _parked(store.jobs(_states(State.PARKED, limit=PARKED_LOOKED_AT))),
-    }
-
-
-def _states(state: State, limit: int = 0) -> Any:
-    from quaymaster.store import Filter
-
-    return Filter(states=(state,), limit=limit)
-
-
-def _service(reports: _Reports, pid: int | None) -> Record:
-    _, said = reports.get("service", (0.0, {}))
-    if pid is None:
-        return {"state": "stopped", "pid": None, "version": None, "started_at": None}
-    if said.get("pid") != pid:  # it has the lock and has not said yet that it is ready
-        return {"state": "starting", "pid": pid, "version": None, "started_at": None}
-    return {key: said.get(key) for key in ("state", "pid", "version", "started_at")}
-
-
-def _verify(config: Config, reports: _Reports) -> Record:
-    """The last run of the schedule, as service/scrubber.py reports it."""
-    _, said = reports.get("verify", (0.0, {}))
-    names = (
-        "level",
-        "started_at",
-        "seconds",
-        "complete",
-        "copies",
-        "good",
-        "missing",
-        "changed",
-        "damaged",
-        "unreachable",
-    )
-    return {"interval": config.verify.interval, "last": {name: said.get(name) for name in names} if said else None}
-
-
-def _tally(of_watches: Iterable[Mapping[State, tuple[int, int]]]) -> dict[str, dict[str, int]]:
-    totals = {state.value: {"jobs": 0, "bytes": 0} for state in State}
-    for states in of_watches:
-        for state, (jobs, size) in states.items():
-            totals[state.value]["jobs"] += jobs
-            totals[state.value]["bytes"] += size
-    return totals
-
-
-def _watches(
-    config: Config, reports: _Reports, counts: Mapping[str, Mapping[State, tuple[int, int]]], *, running: bool
-) -> list[Record]:
-    found = []
-    for name in [*config.watches, *(name for name in sorted(counts) if name not in config.watches)]:
-        configured = config.watches.get(name)
-        said = dict(reports.get(f"watch:{name}", (0.0, {}))[1]) if running and configured else {}
-        state = said.pop("state", "starting") if running else "stopped"
-        found.append(
-            {
-                "name": name,
-                "path": configured.path if configured else None,
-                "mode": said.pop("mode", None) or (configured.mode if configured else None),
-                "state": state if configured else "not configured",
-                "reason": said.pop("reason", "") or "",
-                "since": said.pop("since", None) or None,
-                "jobs": _tally([counts.get(name, {})]),
-                "seen": {key: value for key, value in said.items() if key != "name"},
-            }
-        )
-    return found
-
-
-def _destinations(config: Config, reports: _Reports, *, running: bool) -> list[Record]:
-    found = []
-    for name, destination in config.destinations.items():
-        said = reports.get(f"destination:{name}", (0.0, {}))[1] if running else {}
-        found.append(
-            {
-                "name": name,
-                "type": destination.type,
-                "state": said.get("state", "unused") if running else "stopped",
-                "error": said.get("error", "") or "",
-                "since": said.get("since"),
-            }
-        )
-    return found
-
-
-def _running(jobs: Iterable[Job], reports: _Reports, pid: int | None, now: float) -> list[Record]:
-    at, said = reports.get("progress", (0.0, {}))
-    fresh = pid is not None and now - at <= FRESH
-    progress = said.get("jobs", {}) if fresh else {}
-    found = []
-    for job in jobs:
-        moved = progress.get(str(job.id), {})
-        found.append(
-            {
-                "id": job.id,
-                "watch": job.version.watch,
-                **path_record(job.version.path),
-                "size": job.version.size,
-                "stage": moved.get("stage") or (job.stage.value if job.stage else None),
-                "source_bytes": moved.get("source_bytes"),
-                "stored_bytes": moved.get("stored_bytes"),
-                "since": moved.get("since") or job.started_at,
-            }
-        )
-    return found
-
-
-def _parked(jobs: Iterable[Job]) -> list[Record]:
-    """Grouped by error code, the most frequent first, each with its newest job."""
-    groups: dict[str, list[Job]] = {}
-    for job in jobs:
-        groups.setdefault(job.error_code, []).append(job)
-    return [
-        {
-            "error_code": code,
-            "jobs": len(of_code),
-            "bytes": sum(job.version.size for job in of_code),
-            "newest": {"id": of_code[0].id, "watch": of_code[0].version.watch, **path_record(of_code[0].version.path)},
-            "error": of_code[0].error,
-            "retry": f"quaymaster jobs retry --error {code}" if code else f"quaymaster jobs retry {of_code[0].id}",
-        }
-        for code, of_code in sorted(groups.items(), key=lambda item: -len(item[1]))
-    ]
 
 
 # -- the same for people --
@@ -233,11 +77,12 @@ def _head(found: Record, columns: int, now: float) -> list[str]:
         if state is State.WAITING and found["next_retry"] is not None:
             part += f", next try in {show.duration(found['next_retry'] - now)}"
         parts.append(part)
+    moving = [_moving(found)] if found["running"] and found["service"]["pid"] is not None else []
     oldest = found["oldest_open"]
     age = f"oldest undelivered file: {show.duration(now - oldest)} in the queue" if oldest else "nothing undelivered"
     verified = [_verified(found["verify"]["last"], now)] if found["verify"]["last"] else []
     waits = _waits(found["ceilings"], totals["queued"]["jobs"])
-    return [*_flow([life, process], columns), *_flow(parts, columns), age, *waits, *verified]
+    return [*_flow([life, process], columns), *_flow(parts, columns), *moving, age, *waits, *verified]
 
 
 def _waits(ceilings: Record, queued: int) -> list[str]:
@@ -264,6 +109,12 @@ def _bandwidth(flow: Record) -> str:
     return f"bandwidth{to}: {figures}{until}{waiting}"
 
 
+def _moving(found: Record) -> str:
+    rates = found["rates"]["source_bytes_per_second"]
+    text = f"reading {show.size(int(rates['1m']))}/s, in the last 15 min {show.size(int(rates['15m']))}/s"
+    return text + (f"; empty in {show.duration(found['eta_seconds'])}" if found["eta_seconds"] else "")
+
+
 def _verified(last: Record, now: float) -> str:
     faults = {name: last[name] for name in ("missing", "changed", "damaged") if last[name]}
     said = ", ".join(f"{show.count(number)} {name.upper()}" for name, number in faults.items()) or "no fault"
@@ -288,7 +139,7 @@ def _watch_rows(watches: list[Record], columns: int, now: float) -> _Rows:
     if not watches:
         return []
     shown = sorted(
-        watches, key=lambda w: not (w["reason"] or _not_taken(w["seen"]) or w["jobs"]["parked"]["jobs"])
+        watches, key=lambda w: not (w["paused"] or w["reason"] or _not_taken(w["seen"]) or w["jobs"]["parked"]["jobs"])
     )  # troubles first
     header = ("WATCH", "MODE", "STATE", ">SETTLING", ">QUEUED", ">WAITING", ">PARKED", ">DONE")
     cells = [
@@ -304,9 +155,17 @@ def _watch_rows(watches: list[Record], columns: int, now: float) -> _Rows:
     title, *lines = show.table(header, cells)
     rows = [[title]]
     for watch, line in zip(shown, lines, strict=True):
-        told = [text for text in (_reason(watch, now), _not_taken(watch["seen"])) if text]
+        told = [text for text in (_paused(watch, now), _reason(watch, now), _not_taken(watch["seen"])) if text]
         rows.append([line, *(part for text in told for part in show.wrapped(text, columns, 2, 4))])
     return rows
+
+
+def _paused(watch: Record, now: float) -> str:
+    if not watch["paused"]:
+        return ""
+    since, by = watch["paused"]["since"], watch["paused"]["by"]
+    resume = f"quaymaster resume {watch['name']}"
+    return f"paused for {show.duration(now - since)}, since {show.when(since)}, by {by}; go on with: {resume}"
 
 
 def _reason(watch: Record, now: float) -> str:
@@ -347,9 +206,10 @@ def _running_rows(found: Record, columns: int, now: float) -> _Rows:
     for job in jobs:
         done, total = job["source_bytes"], job["size"]
         percent = f"{100 * done // total if total else 100} %" if done is not None else "-"
-        rate = "-"
-        if done and job["since"] and now > job["since"]:
-            rate = f"{show.size(int(done / (now - job['since'])))}/s"
+        pace = job["rate"]
+        if pace is None and done and job["since"] and now > job["since"]:
+            pace = done / (now - job["since"])
+        rate = f"{show.size(int(pace))}/s" if pace is not None else "-"
         of = f"{show.size(done or 0)} of {show.size(total)}"
         cells.append((str(job["id"]), job["stage"] or "-", percent, of, rate, show.plain(job["path"])))
     lines = show.table((">JOB", "STAGE", ">DONE", ">BYTES", ">RATE", "FILE"), cells, columns)

@@ -280,8 +280,8 @@ def _by_watch(
 ) -> dict[str, list[bytes]]:
     """Watch -> paths in it. A relative one is below the watch when there is just one, else below the working
     directory. One that is in none of them is added to ``strays``: the others go on."""
-    from quaymaster.cli.locate import locate
     from quaymaster.service.summary import Failure
+    from quaymaster.service.view.locate import locate
 
     base = os.fsencode(config.watches[names[0]].path) if len(names) == 1 else os.getcwdb()
     found: dict[str, list[bytes]] = {}

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 import click
 
 from quaymaster.cli import records, show
-from quaymaster.cli.locate import locate
 from quaymaster.cli.progress import Amount, Progress, Rate, View
 from quaymaster.cli.session import Session, in_session
 from quaymaster.errors import QuaymasterError, UsageError
+from quaymaster.service.view.locate import locate
 
 if TYPE_CHECKING:
     from quaymaster.config import Config

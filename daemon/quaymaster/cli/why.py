@@ -4,40 +4,17 @@ from __future__ import annotations
 
 import os
 import pwd
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from functools import partial
 
 import click
 
 from quaymaster.cli import records, show
-from quaymaster.cli.locate import PATIENCE, Place, locate
 from quaymaster.cli.session import Session, in_session
-from quaymaster.errors import SourceRefused
-from quaymaster.model import Identity, Job, State, shown
-
-if TYPE_CHECKING:
-    from quaymaster.intake.why import Evidence
-    from quaymaster.store import Delivery, Store
-
-
-@dataclass
-class _Findings:
-    place: Place
-    service_runs: bool
-    there: bool = True
-    """Something has this name on the disk."""
-    jobs: list[Job] = field(default_factory=list)
-    """Of this very path, oldest first."""
-    job: Job | None = None
-    """Of the version that is on the disk now; of the last one if there is none any more."""
-    deliveries: list[Delivery] = field(default_factory=list)
-    """By ``job``."""
-    below: Counter[State] = field(default_factory=Counter)
-    """Jobs of the files below, when the path is a directory."""
-    evidence: Sequence[Evidence] = ()
+from quaymaster.model import Job, State, shown
+from quaymaster.service.view.file import Findings, look, why_record
+from quaymaster.service.view.locate import locate
 
 
 @click.command("why")
@@ -58,48 +35,10 @@ def command(session: Session, path: str) -> int:
 
     place = locate(config, os.fsencode(path))
     with session.store(config) as store:
-        found = _look(place, store, holder(config.service.state_dir))
-    print(show.as_json(_record(found)) if session.json else "\n".join(_lines(found)))
+        service = holder(config.service.state_dir)
+        found = look(place, store, service, partial(_eyes_of, service, store.path))
+    print(show.as_json(why_record(found)) if session.json else "\n".join(_lines(found)))
     return 0
-
-
-def _look(place: Place, store: Store, service: int | None) -> _Findings:
-    """``service`` is the process that runs, if one does."""
-    from quaymaster.config.disk import within
-    from quaymaster.intake.why import Evidence, why
-    from quaymaster.store import Filter
-
-    watch, path = place.watch, place.path
-    found = _Findings(place, service is not None)
-    for job in store.jobs(Filter(watch=watch.name, path=path)):
-        if path and job.version.path == path:
-            found.jobs.append(job)
-        else:
-            found.below[job.state] += 1
-    try:
-        found.there, identity = within(PATIENCE, lambda: _on_disk(place))
-    except TimeoutError:
-        found.job = found.jobs[-1] if found.jobs else None
-        text = f"{place.shown} does not answer within {PATIENCE:g} s; is its mount hung?"
-        found.evidence = [Evidence(False, text)]
-    else:
-        matching = [job for job in found.jobs if job.version.identity == identity and job.state != State.SUPERSEDED]
-        found.job = matching[-1] if matching else found.jobs[-1] if found.jobs and not found.there else None
-        if path and found.job is None:
-            with _eyes_of(service, store.path):
-                found.evidence = [*_trouble(store, watch.name, service), *why(watch, path, known=store.known)]
-    found.deliveries = store.deliveries_of(found.job) if found.job else []
-    return found
-
-
-def _trouble(store: Store, watch: str, service: int | None) -> list[Evidence]:
-    """What the running service said of the whole watch."""
-    from quaymaster.intake.why import Evidence
-
-    _, said = store.reports().get(f"watch:{watch}", (0.0, {}))
-    if service is None or not said.get("reason"):
-        return []
-    return [Evidence(None, f"the watch is {said['state']}: {said['reason']}")]
 
 
 @contextmanager
@@ -135,37 +74,7 @@ def _groups(service: int | None, owner: os.stat_result) -> list[int]:
         return [owner.st_gid]
 
 
-def _on_disk(place: Place) -> tuple[bool, Identity | None]:
-    """Whether anything is there, and which version of a file."""
-    from quaymaster.source import Root, identity_of
-
-    root = Root(os.path.realpath(place.watch.path), hard_links=True)
-    try:
-        descriptor = root.open(place.path)
-    except (OSError, SourceRefused):
-        return os.path.lexists(os.path.join(os.fsencode(root.path), place.path)), None
-    try:
-        return True, identity_of(os.fstat(descriptor))
-    finally:
-        os.close(descriptor)
-
-
-def _record(found: _Findings) -> records.Record:
-    return {
-        "watch": found.place.watch.name,
-        "watch_path": found.place.watch.path,
-        **records.path_record(found.place.path),
-        "state": found.job.state.value if found.job else "not queued",
-        "service_running": found.service_runs,
-        "job": records.job_record(found.job) if found.job else None,
-        "other_jobs": [records.job_record(job) for job in found.jobs if job is not found.job],
-        "deliveries": [records.delivery_record(delivery) for delivery in found.deliveries],
-        "jobs_below": {state.value: number for state, number in found.below.items()},
-        "evidence": [{"ok": item.ok, "text": show.plain(item.text)} for item in found.evidence],
-    }
-
-
-def _lines(found: _Findings) -> list[str]:
+def _lines(found: Findings) -> list[str]:
     lines = [f"{found.place.shown} (watch {found.place.watch.name})"]
     for delivery in found.deliveries:
         stored = delivery.proof.stored
@@ -194,7 +103,7 @@ def _lines(found: _Findings) -> list[str]:
     return lines
 
 
-def _of_job(job: Job, found: _Findings) -> list[str]:
+def _of_job(job: Job, found: Findings) -> list[str]:
     lines = []
     if job.state is not State.DONE or not found.deliveries:
         lines.append(records.state_sentence(job))

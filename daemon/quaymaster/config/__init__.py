@@ -18,10 +18,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from quaymaster.config.credentials import Credentials, read_credentials
+    from quaymaster.config.credentials import Credentials, read_credentials, read_token
     from quaymaster.config.disk import problems_on_disk
     from quaymaster.config.load import DEFAULT_PATH, load
     from quaymaster.config.schema import (
+        Api,
         BesideDestination,
         Compress,
         Config,
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DEFAULT_PATH",
+    "Api",
     "BesideDestination",
     "Compress",
     "Config",
@@ -51,13 +53,14 @@ __all__ = [
     "load",
     "problems_on_disk",
     "read_credentials",
+    "read_token",
     "to_json",
     "to_toml",
 ]
 
 _ELSEWHERE = {
     "load": ("DEFAULT_PATH", "load"),
-    "credentials": ("Credentials", "read_credentials"),
+    "credentials": ("Credentials", "read_credentials", "read_token"),
     "disk": ("problems_on_disk",),
     "show": ("to_json", "to_toml"),
 }

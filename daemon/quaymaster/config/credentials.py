@@ -18,6 +18,7 @@ LARGEST = 64 << 10  # bytes
 _ACCESS_KEYS = ("access_key", "aws_access_key_id")
 _SECRET_KEYS = ("secret_key", "aws_secret_access_key")
 _TOKENS = ("session_token", "aws_session_token")
+_ONE_LINE = "one line of 16 to 512 characters without spaces, e.g. from: openssl rand -hex 32"
 _EXAMPLE = 'access_key = "..." and secret_key = "..."'
 
 
@@ -34,23 +35,40 @@ def read_credentials(name: str, environ: Mapping[str, str] = os.environ, directo
 
     Raises ConfigError with one line that never holds a part of the file.
     """
+    path, private = _found(name, environ, directory, "credentials")
+    return _parsed(_read(path, private=private, holding=_EXAMPLE), path)
+
+
+def read_token(name: str, environ: Mapping[str, str] = os.environ, directory: str = DIRECTORY) -> str:
+    """The token called ``name``, for the API: the one line of a file that is found like that of a key pair.
+
+    Raises ConfigError with one line that never holds a part of the file.
+    """
+    path, private = _found(name, environ, directory, "the token's name")
+    token = _read(path, private=private, holding=_ONE_LINE).strip()
+    if not re.fullmatch(r"[\x21-\x7e]{16,512}", token):
+        raise _error(path, f"does not hold a token; it should hold only {_ONE_LINE}")
+    return token
+
+
+def _found(name: str, environ: Mapping[str, str], directory: str, what: str) -> tuple[str, bool]:
+    """The file, and whether nobody but its owner may be able to read it."""
     given = environ.get("CREDENTIALS_DIRECTORY", "")
     inside = os.path.join(given, name) if given and "/" not in name else ""
     if inside and os.path.lexists(inside):
-        return _parsed(_read(inside, private=False), inside)
-    path = name if name.startswith("/") else os.path.join(directory, name)
+        return inside, False
     if "/" in name and not name.startswith("/"):
-        raise _error("credential", f"{_shown(name)} is neither a name nor an absolute path; correct credentials")
-    return _parsed(_read(path, private=True), path)
+        raise _error("credential", f"{_shown(name)} is neither a name nor an absolute path; correct {what}")
+    return name if name.startswith("/") else os.path.join(directory, name), True
 
 
-def _read(path: str, *, private: bool) -> str:
+def _read(path: str, *, private: bool, holding: str) -> str:
     """``private``: nobody but the owner may read it. systemd guards its own directory."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
     except FileNotFoundError:
         name = _shown(os.path.basename(path))
-        advice = f"create it with {_EXAMPLE} and mode 0600, or add LoadCredential={name}:FILE to the unit"
+        advice = f"create it with {holding} and mode 0600, or add LoadCredential={name}:FILE to the unit"
         raise _error(path, f"does not exist; {advice}") from None
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or "not a file name"
@@ -58,10 +76,10 @@ def _read(path: str, *, private: bool) -> str:
     status = os.fstat(descriptor)
     if stat.S_ISDIR(status.st_mode):  # which open() would refuse with an error of its own
         os.close(descriptor)
-        raise _error(path, "is a directory; put the key pair into a file")
+        raise _error(path, f"is a directory; put {holding} into a file")
     with open(descriptor, "rb") as file:
         if not stat.S_ISREG(status.st_mode):
-            raise _error(path, "is not a regular file; put the key pair into one")
+            raise _error(path, f"is not a regular file; put {holding} into one")
         if private and status.st_mode & 0o077:
             mode = stat.S_IMODE(status.st_mode)
             raise _error(path, f"can be read by others (mode {mode:04o}); run: chmod 0600 {_shown(path)}")
@@ -70,7 +88,7 @@ def _read(path: str, *, private: bool) -> str:
         except OSError as error:
             raise _error(path, f"cannot be read ({error.strerror}); try again") from None
     if len(data) > LARGEST:
-        raise _error(path, f"is larger than {LARGEST >> 10} KiB; it should hold only {_EXAMPLE}")
+        raise _error(path, f"is larger than {LARGEST >> 10} KiB; it should hold only {holding}")
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError:

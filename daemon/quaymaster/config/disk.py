@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, TypeVar
 
-from quaymaster.config.credentials import read_credentials
+from quaymaster.config.credentials import read_credentials, read_token
 from quaymaster.config.problems import label
 from quaymaster.errors import ConfigError
 
@@ -60,6 +60,9 @@ def problems_on_disk(config: Config, environ: Mapping[str, str] = os.environ, pa
 
     look(("service", "state_dir"), config.service.state_dir, _creatable)
     look(("service", "staging_dir"), config.service.staging_dir, _creatable)
+    for key in ("read_token", "act_token"):
+        if named := getattr(config.api, key):
+            look(("api", key), named, lambda token: _secret(read_token, token, environ))
     for name, destination in config.destinations.items():
         keys = ("destination", name)
         if destination.type == "directory":
@@ -67,7 +70,11 @@ def problems_on_disk(config: Config, environ: Mapping[str, str] = os.environ, pa
         if destination.type == "s3" and destination.ca_bundle is not None:
             look((*keys, "ca_bundle"), destination.ca_bundle, _readable_file)
         if destination.type == "s3" and destination.credentials is not None:
-            look((*keys, "credentials"), destination.credentials, lambda credential: _credential(credential, environ))
+            look(
+                (*keys, "credentials"),
+                destination.credentials,
+                lambda credential: _secret(read_credentials, credential, environ),
+            )
     for name, watch in config.watches.items():
         beside = any(config.destinations[to].type == "beside" for to in watch.destinations)
         changes = beside or watch.after != "keep"
@@ -115,9 +122,9 @@ def _readable_file(path: str) -> str:
     return "" if os.access(path, os.R_OK) else f"{path} cannot be read; run chmod 0644 on it"
 
 
-def _credential(name: str, environ: Mapping[str, str]) -> str:
+def _secret(read: Callable[[str, Mapping[str, str]], object], name: str, environ: Mapping[str, str]) -> str:
     try:
-        read_credentials(name, environ)
+        read(name, environ)
     except ConfigError as error:
         return str(error)
     return ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import re
 from collections.abc import Iterable, Mapping
@@ -15,6 +16,7 @@ from quaymaster.config.lines import Path
 from quaymaster.config.machine import Machine
 from quaymaster.config.problems import Problems, part
 from quaymaster.config.schema import (
+    Api,
     BesideDestination,
     Compress,
     Config,
@@ -44,6 +46,7 @@ _TABLES: dict[str, tuple[type[BaseModel], ...]] = {
     "service": (Service,),
     "limits": (Limits,),
     "verify": (Verify,),
+    "api": (Api,),
     "destination": tuple(_DESTINATIONS.values()),
     "watch": (Watch,),
 }
@@ -69,9 +72,10 @@ def load(path: str = DEFAULT_PATH, environ: Mapping[str, str] = os.environ, mach
     """
     problems = Problems(path)
     documents = read(path, problems)
+    own = _own_paths(path, environ)
     tables = _Tables(documents, problems, machine or Machine.here())
-    service, limits = tables.service(_own_directories(path, environ)), tables.limits()
-    verify = tables.verify()
+    service, limits = tables.service(own), tables.limits()
+    verify, api = tables.verify(), tables.api(own)
     destinations, watches = tables.destinations(), tables.watches()
     disabled = _compression_disabled(environ, problems)
     rules.check(service, destinations, watches, problems)
@@ -81,6 +85,7 @@ def load(path: str = DEFAULT_PATH, environ: Mapping[str, str] = os.environ, mach
         service=service,
         limits=limits,
         verify=verify,
+        api=api,
         destinations=destinations,
         watches=watches,
         compression_disabled=disabled,
@@ -91,19 +96,21 @@ def load(path: str = DEFAULT_PATH, environ: Mapping[str, str] = os.environ, mach
     return config
 
 
-def _own_directories(path: str, environ: Mapping[str, str]) -> dict[str, str]:
-    """Where state and staging are unless the configuration says it: the directories that systemd made for this service
-    (systemd.exec(5), StateDirectory=), and for the commands beside it what these are by default: those of
-    ``quaymaster@lab.service`` (/etc/quaymaster/lab.toml) have its name."""
+def _own_paths(path: str, environ: Mapping[str, str]) -> dict[str, str]:
+    """Where state, staging and the API's socket are unless the configuration says it: in the directories that systemd
+    made for this service (systemd.exec(5), StateDirectory=), and for the commands beside it where these are by default:
+    those of ``quaymaster@lab.service`` (/etc/quaymaster/lab.toml) have its name."""
     found = {}
     folder, name = os.path.split(os.path.abspath(path))
     instance = name.removesuffix(".toml")
+    runtime, socket = os.path.split(Api.model_fields["socket"].default)
     if folder == os.path.dirname(DEFAULT_PATH) and name not in (instance, os.path.basename(DEFAULT_PATH)):
         found = {key: os.path.join(Service.model_fields[key].default, instance) for key in ("state_dir", "staging_dir")}
+        runtime = os.path.join(runtime, instance)
     for key, variable in (("state_dir", "STATE_DIRECTORY"), ("staging_dir", "CACHE_DIRECTORY")):
         if given := environ.get(variable, "").partition(":")[0]:
             found[key] = given
-    return found
+    return found | {"socket": os.path.join(environ.get("RUNTIME_DIRECTORY", "").partition(":")[0] or runtime, socket)}
 
 
 class _Tables:
@@ -122,7 +129,8 @@ class _Tables:
                 problems.add((key,), f"is not known; {advice}", table=isinstance(value, dict))
 
     def service(self, own: Mapping[str, str]) -> Service:
-        return self._model(Service, {**own, **self._table("service")}, ("service",)) or Service()
+        mine = {key: path for key, path in own.items() if key in Service.model_fields}
+        return self._model(Service, {**mine, **self._table("service")}, ("service",)) or Service()
 
     def limits(self) -> Limits:
         table = {"memory": "25%", "compress_threads": "auto"} | self._table("limits")
@@ -144,6 +152,14 @@ class _Tables:
 
     def verify(self) -> Verify:
         return self._model(Verify, self._table("verify"), ("verify",)) or Verify()
+
+    def api(self, own: Mapping[str, str]) -> Api:
+        api = self._model(Api, {"socket": own["socket"], **self._table("api")}, ("api",)) or Api()
+        closed = bool(api.read_token or api.act_token)
+        if api.address and not closed and not ipaddress.ip_address(api.address[0]).is_loopback:
+            said = f"{quoted(api.listen or '')} is open to others without a token"
+            self._problems.add(("api", "listen"), f"{said}; write read_token = NAME, or listen on 127.0.0.1")
+        return api
 
     def destinations(self) -> dict[str, Destination]:
         found: dict[str, Destination] = {}

@@ -6,6 +6,7 @@ before it. What two tables have to do with each other is in rules.py.
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import re
 from typing import Annotated, Any, Literal, Self
@@ -70,6 +71,12 @@ Texts = Annotated[tuple[str, ...], Field(strict=False)]  # TOML arrays arrive as
 Globs = Annotated[Texts, AfterValidator(_globs)]
 
 
+def _credential_name(name: str | None) -> str | None:
+    if name is None:
+        return None
+    return _absolute(name) if name.startswith("/") else values.credential_name(name)
+
+
 class _Table(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, hide_input_in_errors=True)
 
@@ -115,6 +122,58 @@ class Verify(_Table):
     level: Literal["listing", "checksum", "readback"] = "checksum"
     budget: Annotated[int | None, Bytes(word="none")] = 10 * GIB
     """Bytes that one run may read back."""
+
+
+class Api(_Table):
+    """HTTP: the page, figures and control (PRODUCT O2, X5)."""
+
+    socket: AbsolutePath = "/run/quaymaster/api.sock"
+    """The Unix socket; who may open it may read and act."""
+    listen: str | None = None
+    """ADDRESS:PORT to listen on with TCP as well."""
+    hosts: Texts = ()
+    """Names in Host that are served beside the loopback's and the address of ``listen``."""
+    read_token: str | None = None
+    """A name for :func:`read_token`; None: on a loopback address everybody may read."""
+    act_token: str | None = None
+    """The same; None: nothing can be changed over TCP."""
+
+    @field_validator("listen")
+    @classmethod
+    def _address(cls, value: str | None) -> str | None:
+        """As "127.0.0.1:8440" or "[::1]:8440"."""
+        if value is None or value == "none":
+            return None
+        host, _, port = value.rpartition(":")
+        host = "127.0.0.1" if host == "localhost" else host.removeprefix("[").removesuffix("]")
+        try:
+            address = ipaddress.ip_address(host)
+        except ValueError:
+            raise ValueError(f'{quoted(value)} is not an address and port; write one like "127.0.0.1:8440"') from None
+        if not re.fullmatch("[0-9]{1,5}", port) or not 1 <= int(port) <= 65535:
+            raise ValueError(f'{quoted(value)} has no port from 1 to 65535; write one like "127.0.0.1:8440"')
+        return f"[{address}]:{int(port)}" if address.version == 6 else f"{address}:{int(port)}"
+
+    @field_validator("hosts")
+    @classmethod
+    def _host_names(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        for name in names:
+            if not _HOST.fullmatch(name):
+                raise ValueError(f"{quoted(name)} is not a host name; write it without a scheme, port or path")
+        return tuple(name.lower().rstrip(".") for name in names)
+
+    @field_validator("read_token", "act_token")
+    @classmethod
+    def _token_name(cls, name: str | None) -> str | None:
+        return _credential_name(name)
+
+    @property
+    def address(self) -> tuple[str, int] | None:
+        """Of ``listen``."""
+        if self.listen is None:
+            return None
+        host, _, port = self.listen.rpartition(":")
+        return host.removeprefix("[").removesuffix("]"), int(port)
 
 
 class S3Destination(_Table):
@@ -163,10 +222,8 @@ class S3Destination(_Table):
 
     @field_validator("credentials")
     @classmethod
-    def _credential_name(cls, name: str | None) -> str | None:
-        if name is None:
-            return None
-        return _absolute(name) if name.startswith("/") else values.credential_name(name)
+    def _named_credential(cls, name: str | None) -> str | None:
+        return _credential_name(name)
 
     @field_validator("sse_kms_key")
     @classmethod
@@ -340,6 +397,7 @@ class Config(_Table):
     service: Service = Field(default_factory=Service)
     limits: Limits = Field(default_factory=Limits)
     verify: Verify = Field(default_factory=Verify)
+    api: Api = Field(default_factory=Api)
     destinations: dict[str, Destination] = Field(default_factory=dict)
     watches: dict[str, Watch] = Field(default_factory=dict)
     compression_disabled: bool = False

@@ -25,6 +25,7 @@ def settings(config: Config) -> Iterator[Setting]:
     yield from _table(config.service, "service")
     yield from _table(config.limits, "limits")
     yield from _table(config.verify, "verify")
+    yield from _table(config.api, "api")
     for name, destination in config.destinations.items():
         yield from _table(destination, "destination", name)
     for name, watch in config.watches.items():

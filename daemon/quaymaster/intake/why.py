@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from quaymaster.errors import SourceRefused, SourceUnavailable
 from quaymaster.intake.attend import Known
 from quaymaster.intake.mounts import Ground, read_mountinfo, survey
-from quaymaster.intake.observe import Looks, ignore_lease_breaks, policy_for
+from quaymaster.intake.observe import Looks, ignore_lease_breaks, leases_are_safe, policy_for
 from quaymaster.intake.scan import Rules, has_marker
 from quaymaster.intake.settle import Observation, Policy, Writer
 from quaymaster.model import Identity, shown
@@ -45,9 +45,11 @@ def why(
 ) -> list[Evidence]:
     """Everything that is known of ``path`` (relative to the watch's directory), in the order in which it matters.
 
-    To be called in the main thread: it asks for a lease. Raises StoreError from ``known``.
+    It asks for a lease: to be called in the main thread, unless that has seen to lease breaks. Raises StoreError from
+    ``known``.
     """
-    ignore_lease_breaks()
+    if not leases_are_safe():
+        ignore_lease_breaks()
     try:
         ground = survey(watch.path, mountinfo())
     except SourceUnavailable as error:

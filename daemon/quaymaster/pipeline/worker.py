@@ -55,6 +55,8 @@ class Workers:
     monotonic: Callable[[], float] = time.monotonic
     randomness: Callable[[], float] = random.random
     running: dict[int, Running] = field(default_factory=dict)
+    paused: frozenset[str] = frozenset()
+    """Watches of which nothing more is claimed."""
     _wake: threading.Event = field(default_factory=threading.Event)
     _stopping: threading.Event = field(default_factory=threading.Event)
     _cancelled: threading.Event = field(default_factory=threading.Event)
@@ -155,7 +157,7 @@ class Workers:
         # Half of the free threads for what was fetched, half for what is local; the rest of one for the other.
         self._turn = 1 - self._turn
         free_for_local = free - min(len(self._fetched), (free + self._turn) // 2)
-        queues = [lane.queue for lane in self.lanes.values() if lane.shared]
+        queues = [lane.queue for name, lane in self.lanes.items() if lane.shared and name not in self.paused]
         jobs = self.store.claim(free_for_local, queues) if queues and free_for_local else []
         errands = [self._begin(job) for job in jobs]
         while self._fetched and len(errands) < free:
@@ -198,7 +200,7 @@ class Workers:
             fetchers.start()
 
     def _claim_apart(self, name: str) -> Job | None:
-        if not self.lanes[name].fetched:
+        if not self.lanes[name].fetched or name in self.paused:
             return None
         try:
             for job in self.store.claim(1, (self.lanes[name].queue,)):

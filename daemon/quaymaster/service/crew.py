@@ -89,6 +89,12 @@ class Crew(Carriers):
         """What each job in flight is doing."""
         return dict(self._workers.running)
 
+    def pause(self, watches: frozenset[str]) -> None:
+        """Begin no job of these watches, and of all others again; what runs goes on."""
+        ended, self._workers.paused = self._workers.paused - watches, watches
+        if ended:
+            self._workers.wake()
+
     def start(self) -> None:
         self._noticing = list(self.intakes.values())
         for intake in self._noticing:

@@ -9,7 +9,7 @@ import random
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from typing import Any
@@ -23,11 +23,13 @@ from quaymaster.model import Emit, Event, Level, State
 from quaymaster.pipeline.retry import decide
 from quaymaster.pipeline.worker import Running
 from quaymaster.service import heads, journal, standing
+from quaymaster.service.api import Api
 from quaymaster.service.ceilings import Ceilings, give_memory_back
 from quaymaster.service.crew import Crew
 from quaymaster.service.lock import Lock
 from quaymaster.service.repeats import Repeats
 from quaymaster.service.systemd import notify, taking_time, watchdog_period
+from quaymaster.service.view.live import HEARD, Live
 from quaymaster.service.watchdog import Stall, Watchdog
 from quaymaster.store import Filter, Store
 
@@ -72,6 +74,10 @@ class Daemon:
         self._debug = bool(os.environ.get("QUAYMASTER_DEBUG"))
         self._stalled: set[str] = set()
         self._rate = standing.Rate()
+        self._live = Live()
+        self._crew: Crew | None = None
+        self._api: Api | None = None
+        self._scans: Mapping[str, int] = {}
         self._open: dict[State, int] = {}
         self._counted_at = float("-inf")
         self._said = ""
@@ -91,18 +97,24 @@ class Daemon:
                 recovered = store.recover()
                 self._strike_hung(store)
                 store.note("service-started", {"version": quaymaster.__version__, "config": self._config.digest})
+                self._live.remember(store.reports().get("rates", (0.0, {}))[1])
+                api = self._api = Api(self._config, store, self._emit)
+                api.start()
                 crew = self._new_crew(store)
             self._ready(store, recovered)
             while not self._stopping:
                 self._woken.wait(_TICK)
                 if self._reload_wanted:
                     crew = self._reload(store, crew)
+                self._obey(store, crew)
                 self._report(store, crew)
+                api.tend()
                 self._give_sign(store, crew)
                 self._tell.tick()
                 self._rescan_changed(crew)
             with taking_time(self._config.service.stop_timeout + _LEAVING):
                 ended = self._shut_down(store, crew)
+                api.stop()
         if not ended:
             # A thread hangs in a system call (a dead mount). All it would have done is in the queue.
             os._exit(0)
@@ -189,7 +201,10 @@ class Daemon:
             name: self._destinations.get(name, {"state": "unused", "error": "", "since": now})
             for name in self._config.destinations
         }
-        crew = Crew(self._config, store, self._emit, ceilings)
+        crew = self._crew = Crew(self._config, store, self._emit, ceilings)
+        control = store.control()
+        self._scans = control.scans  # each watch is scanned when it starts
+        crew.pause(frozenset(control.paused))
         crew.start()
         crew.wait_for_first_scans(5.0)
         return crew
@@ -235,6 +250,8 @@ class Daemon:
         crew.retire()
         self._retired = [old for old in [*self._retired, crew] if old.running]
         crew = self._new_crew(store, crew.ceilings)
+        if self._api:
+            self._api.reload(new)
         self._report_service(store)
         watches = _many(len(new.watches), "directory", "directories")
         self._emit(Event("config-reloaded", f"the configuration was read again; watches {watches}", Level.NOTICE))
@@ -251,9 +268,13 @@ class Daemon:
         """Every event passes here: to the operator, and into what ``status`` says of the destinations."""
         if event.kind == "delivered":
             self._rate.delivered(event)
+        if event.kind in HEARD and self._crew:
+            self._live.heard(event, self._running(self._crew))
         failing = event.kind == "delivery-failed" and event.code not in _OF_ONE_FILE
         if event.destination in self._destinations and (failing or event.kind == "delivered"):
             self._of_destination(event.destination, event.message if failing else "")
+        if self._api:
+            self._api.heard(event)
         if event.kind == "superseded":
             self._changed.add(event.watch)
         if event.level < Level.DEBUG or self._debug:
@@ -277,6 +298,16 @@ class Daemon:
                 self._rescanned[name] = now
                 intake.rescan()
 
+    def _obey(self, store: Store, crew: Crew) -> None:
+        """Do what operators have asked for since the last look (``quaymaster pause``, ``rescan`` …)."""
+        with suppress(StoreError):
+            control = store.control()
+            crew.pause(frozenset(control.paused))
+            asked, self._scans = self._scans, control.scans
+            for name, number in control.scans.items():
+                if number != asked.get(name) and name in crew.intakes:
+                    crew.intakes[name].rescan()
+
     def _report(self, store: Store, crew: Crew) -> None:
         """Leave in the store what changed since the last time; an idle service writes nothing."""
         self._retired = [old for old in self._retired if old.running]
@@ -284,18 +315,10 @@ class Daemon:
         crew.listen()
         said: dict[str, dict[str, Any]] = {f"watch:{n}": _of_watch(i.status()) for n, i in crew.intakes.items()}
         said |= {f"destination:{name}": dict(body) for name, body in self._destinations.items()}
-        said["progress"] = {
-            "jobs": {
-                str(number): {
-                    "stage": job.stage.value,
-                    "source_bytes": job.source_bytes,
-                    "size": job.job.version.size,
-                    "stored_bytes": job.stored_bytes,
-                    "since": job.since,
-                }
-                for number, job in running.items()
-            }
-        }
+        self._live.tick(running)
+        said["progress"] = {"jobs": self._live.progress(running)}
+        if rates := self._live.rates():
+            said["rates"] = rates
         said["ceilings"] = crew.ceilings.record(running)
         with suppress(StoreError):  # a full disk is told by those who have something to lose
             for name, body in said.items():

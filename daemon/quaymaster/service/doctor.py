@@ -301,9 +301,9 @@ def places(config: Config, name: str) -> Iterator[tuple[str, Destination]]:
 
 
 def secrets(config: Config, unit: sandbox.Unit | None) -> Iterator[Finding]:
-    """The modes of files with key pairs. For root: others do not see them."""
-    for destination in config.destinations.values():
-        name = destination.credentials if isinstance(destination, S3Destination) else None
+    """The modes of files with key pairs and tokens. For root: others do not see them."""
+    named = [d.credentials for d in config.destinations.values() if isinstance(d, S3Destination)]
+    for name in (*named, config.api.read_token, config.api.act_token):
         if not name:
             continue
         loaded = (unit.credentials.get(name, "") if unit else "") or os.path.join(CREDENTIALS, name)
@@ -311,7 +311,7 @@ def secrets(config: Config, unit: sandbox.Unit | None) -> Iterator[Finding]:
         try:
             mode = stat.S_IMODE(os.stat(path).st_mode)
         except OSError as error:
-            fix = "Put the key pair there, with mode 0600; quaymaster.toml(5) shows how"
+            fix = "Put the key pair or token there, with mode 0600; quaymaster.toml(5) shows how"
             yield Finding(f"credential {name}", "failed", f"{path}: {error.strerror}", fix)
             continue
         if mode & 0o077:

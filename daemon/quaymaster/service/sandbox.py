@@ -104,8 +104,8 @@ def drop_in(config: Config, unit: Unit, exists: Callable[[str], bool] = os.path.
     at_home = [path for path in (*writes, *reads) if any(is_within(path, home) for home in _HOMES)]
     if at_home and unit.homes in ("yes", "tmpfs"):
         lines.append("ProtectHome=no" if set(at_home) & set(writes) else "ProtectHome=read-only")
-    for destination in config.destinations.values():
-        name = destination.credentials if isinstance(destination, S3Destination) else None
+    named = [d.credentials for d in config.destinations.values() if isinstance(d, S3Destination)]
+    for name in (*named, config.api.read_token, config.api.act_token):
         if name and not name.startswith("/") and name not in unit.credentials:
             file = os.path.join(CREDENTIALS, name)
             if exists(file) and f"LoadCredential={name}:{file}" not in lines:

@@ -17,7 +17,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from quaymaster.errors import SourceUnavailable, StoreUnwritable
+from quaymaster.errors import SourceUnavailable, StoreUnwritable, UsageError
 from quaymaster.intake.footing import Memory
 from quaymaster.intake.observe import ignore_lease_breaks
 from quaymaster.intake.scan import Rules
@@ -65,11 +65,13 @@ class Sync:
     """Adopted at every destination: when their jobs are done, nothing was sent."""
 
     def run(self) -> Summary:
-        """Raises StoreError, and OutOfSpace before anything is touched. KeyboardInterrupt ends it in order: what was
-        in flight continues the next time."""
+        """Raises StoreError, and before anything is touched UsageError (a watch is paused) or OutOfSpace.
+        KeyboardInterrupt ends it in order: what was in flight continues the next time."""
         began, since = self.monotonic(), self.clock()
         ignore_lease_breaks()
         with self._state() as (store, lock), self._closed_at_the_end():
+            if store is not None and not self.wanted.dry_run:
+                self._refuse_paused(store)
             for stray in self.wanted.strays:
                 self.summary.fail(stray.path, stray.code, stray.text)
             for name, narrow in self.wanted.watches.items():
@@ -129,6 +131,12 @@ class Sync:
             time.sleep(0.05)
             lock = take(directory)
         return lock
+
+    def _refuse_paused(self, store: Store) -> None:
+        paused = store.control().paused
+        for name in self.wanted.watches:
+            if name in paused:
+                raise UsageError(f"The watch {name} is paused by {paused[name].by}", f"quaymaster resume {name}")
 
     # -- what there is --
 

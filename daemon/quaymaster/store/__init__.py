@@ -15,17 +15,33 @@ from typing import Any
 
 from quaymaster.errors import StoreDamaged, StoreError, StoreLost
 from quaymaster.model import FileVersion, Identity, Job, Proof, Stage, State
-from quaymaster.store import copies, custody, jobs, ledger, passes, small
+from quaymaster.store import control, copies, custody, jobs, ledger, passes, small
+from quaymaster.store.control import Control, Pause
 from quaymaster.store.copies import Copy, Place, Selection
 from quaymaster.store.custody import Entry, Head
 from quaymaster.store.db import DAMAGED, FILE_NAME, Database, Transaction
-from quaymaster.store.jobs import Filter
+from quaymaster.store.jobs import Filter, Held
 from quaymaster.store.ledger import Delivery
 from quaymaster.store.passes import Outcome, Row
 from quaymaster.store.salvage import Salvaged, salvage
 from quaymaster.store.turns import Queue
 
-__all__ = ["Copy", "Delivery", "Entry", "Filter", "Head", "Outcome", "Place", "Queue", "Row", "Selection", "Store"]
+__all__ = [
+    "Control",
+    "Copy",
+    "Delivery",
+    "Entry",
+    "Filter",
+    "Head",
+    "Held",
+    "Outcome",
+    "Pause",
+    "Place",
+    "Queue",
+    "Row",
+    "Selection",
+    "Store",
+]
 
 HEAD_FILE = "custody-head"
 _SET_BACK = 1.0
@@ -467,11 +483,45 @@ class Store:
         with self._db.read() as t:
             return jobs.count_open(t)
 
+    def states_below(self, watch: str, path: bytes) -> dict[State, int]:
+        """How many files' jobs below a directory of a watch (b"": all of it) are in each state."""
+        with self._db.read() as t:
+            if path:
+                return jobs.count_below(t, watch, path)
+            return {state: number for state, (number, _) in jobs.count(t).get(watch, {}).items()}
+
     def oldest_open(self) -> float | None:
         with self._db.read() as t:
             return jobs.oldest_open(t)
 
-    def retry(self, which: Filter) -> list[int]:
+    def held(self) -> list[Held]:
+        """What waits or is parked, by its error, the most frequent first."""
+        with self._db.read() as t:
+            return jobs.held(t)
+
+    def first_queued(self) -> dict[str, float]:
+        """For each watch that has queued jobs: when the one that stands first was queued."""
+        with self._db.read() as t:
+            return jobs.first_queued(t)
+
+    def control(self) -> Control:
+        """What operators have asked for."""
+        with self._db.read() as t:
+            return control.read(t)
+
+    def pause(self, watches: Sequence[str], by: str) -> list[str]:
+        """Begin no job of these watches any more, until :meth:`resume`; those that were not paused before."""
+        return self._db.write(lambda t: control.pause(t, watches, by, self._clock()))
+
+    def resume(self, watches: Sequence[str], by: str) -> list[str]:
+        """The opposite; those that were paused."""
+        return self._db.write(lambda t: control.resume(t, watches, by, self._clock()))
+
+    def rescan(self, watches: Sequence[str], by: str) -> None:
+        """Ask the running service to scan these watches now."""
+        self._db.write(lambda t: control.rescan(t, watches, by, self._clock()))
+
+    def retry(self, which: Filter, by: str = "operator") -> list[int]:
         """Run waiting, parked or dropped jobs now; their numbers."""
 
         def act(t: Any) -> list[int]:
@@ -480,12 +530,12 @@ class Store:
             affected = set(ids)
             for job in chosen:
                 if job.id in affected:
-                    self._note(t, "retried", job, {"by": "operator"})
+                    self._note(t, "retried", job, {"by": by})
             return ids
 
         return self._db.write(act)
 
-    def drop(self, which: Filter) -> list[int]:
+    def drop(self, which: Filter, by: str = "operator") -> list[int]:
         """Give queued, waiting or parked jobs up; their numbers. Sources stay where they are."""
 
         def act(t: Any) -> list[int]:
@@ -494,7 +544,7 @@ class Store:
             affected = set(ids)
             for job in chosen:
                 if job.id in affected:
-                    self._note(t, "dropped", job, {"by": "operator", "code": job.error_code})
+                    self._note(t, "dropped", job, {"by": by, "code": job.error_code})
             return ids
 
         return self._db.write(act)

@@ -34,10 +34,28 @@ class Filter:
     states: tuple[State, ...] = ()
     watch: str = ""
     path: bytes = b""
+    exact: bool = False
+    """``path`` alone, with nothing below it."""
     error_code: str = ""
     ids: tuple[int, ...] = ()
     limit: int = 0
     """At most so many, newest first; 0: all."""
+    before: int = 0
+    """Only jobs with smaller numbers: the next page of a limited list; 0: all."""
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """Waiting or parked jobs that have the same error."""
+
+    state: State
+    error_code: str
+    """Empty: they failed at nothing, but wait out the time between proof and disposal."""
+    jobs: int
+    bytes: int
+    next_retry: float | None
+    """When the first of them is tried again."""
+    newest: Job
 
 
 def watch_id(t: Transaction, name: str) -> int:
@@ -296,6 +314,35 @@ def find(t: Transaction, which: Filter) -> list[Job]:
     return _jobs(t.execute(f"{_SELECT} WHERE {conditions}{tail}", values))
 
 
+def held(t: Transaction) -> list[Held]:
+    """What waits or is parked, by its error; the most frequent first. From an index, and one job of each group."""
+    rows = t.execute(
+        "SELECT state, error_code, count(*), sum(size), min(retry_at), max(id) FROM jobs"
+        " WHERE state IN ('waiting', 'parked') GROUP BY state, error_code ORDER BY count(*) DESC, state, error_code"
+    ).fetchall()
+    newest = {row[5]: find(t, Filter(ids=(row[5],)))[0] for row in rows}
+    return [Held(_STATES[row[0]], row[1] or "", row[2], row[3], row[4], newest[row[5]]) for row in rows]
+
+
+def first_queued(t: Transaction) -> dict[str, float]:
+    """For each watch that has queued jobs: when the one that stands first was queued."""
+    rows = t.execute(
+        "SELECT name, (SELECT queued_at FROM jobs WHERE watch_id = watches.id AND state = 'queued'"
+        " ORDER BY id LIMIT 1) AS since FROM watches"
+    )
+    return {name: since for name, since in rows if since is not None}
+
+
+def count_below(t: Transaction, watch: str, path: bytes) -> dict[State, int]:
+    """How many jobs of the files below a directory of a watch are in each state."""
+    rows = t.execute(
+        "SELECT state, count(*) FROM jobs JOIN watches ON watches.id = watch_id"
+        " WHERE watches.name = ? AND path > ? AND path < ? GROUP BY state",
+        (watch, path + b"/", path + b"0"),
+    )
+    return {State(row[0]): row[1] for row in rows}
+
+
 def count(t: Transaction) -> dict[str, dict[State, tuple[int, int]]]:
     """For each watch and state: how many jobs, and their bytes; kept by triggers, so quick whatever the number."""
     counts: dict[str, dict[State, tuple[int, int]]] = {}
@@ -343,10 +390,18 @@ def _where(which: Filter) -> tuple[str, list[Any]]:
     if which.states:
         parts.append(f"state IN ({','.join('?' * len(which.states))})")
         values += [state.value for state in which.states]
+        # The conditions of partial indexes, which SQLite uses only where it finds them again in these words.
+        if set(which.states) <= {State.RUNNING, State.PARKED}:
+            parts.append("state IN ('running', 'parked')")
+        elif set(which.states) <= {State.WAITING, State.PARKED}:
+            parts.append("state IN ('waiting', 'parked')")
     if which.watch:
         parts.append("watches.name = ?")
         values.append(which.watch)
-    if which.path:
+    if which.path and which.exact:
+        parts.append("path = ?")
+        values.append(which.path)
+    elif which.path:
         # Everything below a directory sorts between "dir/" and "dir0" ("0" follows "/").
         parts.append("(path = ? OR (path > ? AND path < ?))")
         values += [which.path, which.path + b"/", which.path + b"0"]
@@ -356,6 +411,9 @@ def _where(which: Filter) -> tuple[str, list[Any]]:
     if which.ids:
         parts.append(f"jobs.id IN ({','.join('?' * len(which.ids))})")
         values += which.ids
+    if which.before:
+        parts.append("jobs.id < ?")
+        values.append(which.before)
     return " AND ".join(parts), values
 
 

@@ -8,11 +8,11 @@ import time
 
 import pytest
 
-from quaymaster.cli.locate import locate
 from quaymaster.config import load
 from quaymaster.errors import QuaymasterError
 from quaymaster.model import FileVersion, Identity, State
 from quaymaster.service.lock import Lock
+from quaymaster.service.view.locate import locate
 
 NOT_UTF8 = b"run/\xff\x1b[2J\nname.bin"
 
@@ -179,7 +179,7 @@ def test_a_filesystem_that_does_not_answer_does_not_hang_the_command(scene, monk
     scene.enqueue(scene.land())
     fifo = scene.base / "hang"
     os.mkfifo(fifo)
-    monkeypatch.setattr("quaymaster.cli.why.PATIENCE", 0.2)
+    monkeypatch.setattr("quaymaster.service.view.file.PATIENCE", 0.2)
     monkeypatch.setattr("quaymaster.source.Root.open", lambda *_: os.open(fifo, os.O_RDONLY))  # blocks for ever
     begun = time.monotonic()
     try:

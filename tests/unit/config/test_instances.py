@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from quaymaster.config import load
-from quaymaster.config.load import _own_directories
+from quaymaster.config.load import _own_paths
 
 SMALLEST = """\
 [destination.out]
@@ -27,11 +27,14 @@ def test_state_and_staging_are_where_systemd_made_them_unless_the_file_says_othe
 
 
 def test_a_command_finds_the_state_of_an_instance_by_the_name_of_its_configuration() -> None:
-    assert _own_directories("/etc/quaymaster/lab.toml", {}) == {
+    assert _own_paths("/etc/quaymaster/lab.toml", {}) == {
         "state_dir": "/var/lib/quaymaster/lab", "staging_dir": "/var/cache/quaymaster/lab",
+        "socket": "/run/quaymaster/lab/api.sock",
     }  # fmt: skip
-    assert _own_directories("/etc/quaymaster/quaymaster.toml", {}) == {}
-    assert _own_directories("/srv/lab.toml", {}) == {}, "only what is in /etc/quaymaster belongs to an instance"
+    main = {"socket": "/run/quaymaster/api.sock"}
+    assert _own_paths("/etc/quaymaster/quaymaster.toml", {}) == main
+    assert _own_paths("/etc/quaymaster/x.toml", {"RUNTIME_DIRECTORY": "/run/y"})["socket"] == "/run/y/api.sock"
+    assert _own_paths("/srv/lab.toml", {}) == main, "only what is in /etc/quaymaster belongs to an instance"
 
 
 def test_an_instance_reads_drop_ins_of_its_own_and_not_those_of_the_main_service(site) -> None:
