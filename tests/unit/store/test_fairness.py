@@ -233,7 +233,7 @@ def test_an_earlier_database_is_counted_when_it_is_migrated(store: Store, tmp_pa
             connection.execute(f"DROP TRIGGER {name}")
         for name in ("tallies", "turns"):
             connection.execute(f"DROP TABLE {name}")
-        for name in ("jobs_smallest", "jobs_open_since"):
+        for name in ("jobs_smallest", "jobs_open_since", "jobs_stuck"):
             connection.execute(f"DROP INDEX {name}")
         connection.execute("ALTER TABLE watches DROP COLUMN served")
         connection.execute("PRAGMA user_version = 2")
