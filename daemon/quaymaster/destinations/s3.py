@@ -266,7 +266,7 @@ class S3:
         part_size = part_size_for(size_bound, self._settings.part_size)
         # Parts that had to grow are fewer at a time, so that a huge file takes no more memory than a large one.
         buffers = min(self._parts + 1, (self._parts + 1) * self._settings.part_size // part_size)
-        if memory:
+        if memory and memory < size_bound:  # else the whole of it fits, the last part not being a full one
             buffers = min(buffers, memory // part_size)
         buffers = max(_LEAST_BUFFERS, buffers)
         storage_class = self._settings.storage_class
