@@ -34,6 +34,8 @@ AT_ONCE = 2
 """Such groups at a time: one computes while the other waits for the network. More would only wait for each other."""
 _TRIES = 3
 """Failures after which a file travels alone: that way looks at the destination more closely."""
+_BESIDES = 24 << 10
+"""Bytes that each takes besides its content: its request, its proof, what the kernel has not taken yet."""
 _RECORD_EVERY = 1.0
 """Seconds after which what has arrived so far is recorded, when the rest takes long."""
 
@@ -138,7 +140,8 @@ class Group:
         first = self.store.first_times(name, wanted) - {job.id for job in jobs if _needs_care(job)}
         simple = [(job, key) for job, key in wanted if job.id in first]
         assert isinstance(destination, Together)
-        with self.bounds.memory.lend(sum(job.version.size for job, _ in simple), self._waiting):
+        content = sum(job.version.size for job, _ in simple)
+        with self.bounds.memory.lend(content + len(simple) * _BESIDES, self._waiting):
             found = [read for job, key in simple if (read := self._read_or_fail(job, name, key))]
             if found:
                 left = [(r.job.id, {**r.job.checkpoint, PUBLISHING: r.what.as_checkpoint()}) for r in found]

@@ -33,11 +33,16 @@ def give_memory_back() -> None:
         mallopt(_MMAP_THRESHOLD, _MAPPED_FROM)  # a fixed one: else it grows with what was freed
 
 
+def _for_buffers(memory: int) -> int:
+    """Of ``limits.memory``; an eighth is left for what nobody can count: the allocator's gaps, requests, threads."""
+    return memory - memory // 8
+
+
 class Ceilings:
     def __init__(self, config: Config) -> None:
         limits = config.limits
         self._files = limits.files
-        self._memory = Pool(limits.memory)
+        self._memory = Pool(_for_buffers(limits.memory))
         self._compressing = Pool(limits.compress_threads)
         self._staging = Staging(config.service.staging_dir, ceiling=limits.staging, floor=limits.staging_free)
         self._traffic = Traffic(Meter(limits.bandwidth))
@@ -48,7 +53,7 @@ class Ceilings:
         """Another configuration is in effect."""
         limits = config.limits
         self._files = limits.files
-        self._memory.set(limits.memory)
+        self._memory.set(_for_buffers(limits.memory))
         self._compressing.set(limits.compress_threads)
         self._staging.set(limits.staging, limits.staging_free)
         self._traffic.set(limits.bandwidth, {name: to.bandwidth for name, to in config.destinations.items()})
