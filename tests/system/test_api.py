@@ -313,6 +313,15 @@ def test_what_to_retry_must_be_said(site: Site, body: Any, status: int) -> None:
     assert site.ask("/healthz").status == 200
 
 
+def test_a_client_that_leaves_in_the_middle_of_its_body_is_no_defect(site: Site) -> None:
+    for _ in range(5):
+        with connected(site.socket) as client:
+            client.sendall(b"POST /api/v1/pause HTTP/1.1\r\nhost: localhost\r\ncontent-length: 100\r\n\r\n{")
+    assert site.ask("/healthz").status == 200
+    assert site.service.cli("status")[1]["watches"][0]["paused"] is None
+    assert not site.service.lines("the API failed")
+
+
 def test_a_body_must_be_json(site: Site) -> None:
     assert site.post("/api/v1/pause", b"{}", headers={"content-type": "text/plain"}).status == 415
     assert site.post("/api/v1/pause", {"watches": "landing"}).status == 400

@@ -15,7 +15,7 @@ from urllib.parse import parse_qsl
 from starlette.applications import Starlette
 from starlette.convertors import Convertor, register_url_convertor
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
@@ -351,7 +351,10 @@ def _path(given: dict[str, Any]) -> bytes:
 
 async def _body(request: Request, kinds: dict[str, type]) -> dict[str, Any]:
     """The JSON object in the body; an empty body is an empty one."""
-    raw = await request.body()
+    try:
+        raw = await request.body()
+    except ClientDisconnect:
+        raise Refused(400, "The connection ended before the body did") from None
     if not raw:
         return {}
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
