@@ -7,6 +7,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -64,10 +65,16 @@ class Home:
         return path
 
     def arrived(self) -> dict[bytes, bytes]:
-        """Every file below the archive, hidden ones too, but for heads of the custody log: path below it -> content."""
+        """Every file below the archive, hidden ones too, but for heads of the custody log: path below it -> content.
+        One that goes away while this looks (a part that gets its name) is left out."""
         root = os.fsencode(self.archive)
-        found = {os.path.relpath(path, root): path for path in files_below(root)}
-        return {name: content_of(path) for name, path in found.items() if not name.startswith(b".quaymaster-custody/")}
+        found = {}
+        for path in files_below(root):
+            name = os.path.relpath(path, root)
+            if not name.startswith(b".quaymaster-custody/"):
+                with suppress(FileNotFoundError):
+                    found[name] = content_of(path)
+        return found
 
     def leftovers(self) -> list[bytes]:
         """What an interrupted delivery could leave: parts, files set aside, staged copies."""

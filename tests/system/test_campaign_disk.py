@@ -312,6 +312,29 @@ def test_an_error_when_a_copy_that_was_read_is_closed_is_no_damage(home: Home, s
         is_calm(done.stdout + done.stderr)
 
 
+# -- two versions --
+
+
+def test_a_version_that_could_not_be_removed_before_a_newer_was_delivered_is_kept_as_a_file(
+    home: Home, serve: Serve
+) -> None:
+    with FaultyFilesystem(home.folder / "fuse") as filesystem:
+        home.landing = filesystem.seen
+        service = serve(home.config('after = "delete"\npoll_interval = "0.3s"'))
+        filesystem.fail(unlink="EIO", link="EIO")
+        (filesystem.held / "a").write_bytes(b"first")
+        waiting(service, "source-unavailable", "Input/output error")
+        (first,) = service.jobs()
+        (filesystem.held / "a").write_bytes(b"the second")
+        until(lambda: len(service.deliveries("a")) == 2, what="both versions are delivered")
+        filesystem.fail()
+        service.cli("jobs", "retry", "--all")
+        older = f"a.older-{first.id}"
+        expected = {b"a": b"the second", older.encode(): b"first"}
+        until(lambda: os.listdir(filesystem.held) == [] and home.arrived() == expected, what="each is delivered")
+        assert [job.state for job in service.jobs() if not job.state.final] == []
+
+
 # -- one bit --
 
 

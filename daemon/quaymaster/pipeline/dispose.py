@@ -58,7 +58,7 @@ def dispose(
         _still_there(proof, destination)
     folder, name = os.path.split(job.version.path)
     with _folder(root, folder) as directory:
-        aside = b".qm-%d.aside" % job.id
+        aside = _aside(job)
         if not job.checkpoint.get("disposing"):
             begin()
         with root.pulse:
@@ -74,12 +74,35 @@ def dispose(
             close(root, source.descriptor)
         except BaseException:
             with root.pulse:
-                _put_back(directory, aside, name, root.shown(job.version.path))
+                _put_back(directory, aside, name, _visible(name, job), root.shown(job.version.path))
             raise
         with root.pulse, _source_errors(root.shown(job.version.path)):
             os.unlink(aside, dir_fd=directory)
             os.fsync(directory)
     return _outcome(rule, job)
+
+
+def older(job: Job, root: Root) -> bool:
+    """The copy was replaced by that of a newer version of the file: whatever of this one was set aside meanwhile gets
+    a visible name of its own, under which it is taken as another file. False when the file is still this version."""
+    folder, name = os.path.split(job.version.path)
+    aside, shown = _aside(job), root.shown(job.version.path)
+    with _folder(root, folder) as directory, root.pulse, _source_errors(shown):
+        if _exists(directory, aside):
+            os.rename(aside, _visible(name, job), src_dir_fd=directory, dst_dir_fd=directory)
+            os.fsync(directory)
+            return True
+        if not _exists(directory, name):
+            return True
+        return identity_of(os.stat(name, dir_fd=directory, follow_symlinks=False)) != job.version.identity
+
+
+def _aside(job: Job) -> bytes:
+    return b".qm-%d.aside" % job.id
+
+
+def _visible(name: bytes, job: Job) -> bytes:
+    return name[:240] + b".older-%d" % job.id
 
 
 def _outcome(rule: Disposal, job: Job) -> str:
@@ -192,10 +215,9 @@ def _move(
         upload.abort()
 
 
-def _put_back(directory: int, aside: bytes, name: bytes, shown: str) -> None:
+def _put_back(directory: int, aside: bytes, name: bytes, visible: bytes, shown: str) -> None:
     """Undo the setting aside, without harming a file that has taken the name meanwhile: then the older one gets a
     visible name of its own. Nothing is lost, nothing hidden."""
-    visible = name[:240] + b".older-" + aside.split(b"-")[1].split(b".")[0]
     try:
         os.link(aside, name, src_dir_fd=directory, dst_dir_fd=directory, follow_symlinks=False)
         os.unlink(aside, dir_fd=directory)

@@ -26,7 +26,7 @@ from quaymaster.errors import (
 from quaymaster.model import Emit, Event, Job, Level, Stage, State
 from quaymaster.pipeline import leftovers, small
 from quaymaster.pipeline.budget import Cancelled
-from quaymaster.pipeline.dispose import dispose
+from quaymaster.pipeline.dispose import dispose, older
 from quaymaster.pipeline.fetch import STAGED, Copy, Errand, Fetchers, fetch
 from quaymaster.pipeline.lane import Lane, Running
 from quaymaster.pipeline.publication import delivered
@@ -413,7 +413,8 @@ class Workers:
 
     def _conclude(self, job: Job, lane: Lane, *, apart: bool = False) -> bool:
         """What is to be done after the delivery; ``apart``: this thread must not touch the source."""
-        proofs = [d.proof for d in self.store.deliveries_of(job)]
+        deliveries = self.store.deliveries_of(job)
+        proofs = [d.proof for d in deliveries]
         if lane.disposal.after == "keep" or len(proofs) < len(lane.route.destinations):
             self.store.finish(job, "kept" if proofs else "")
             return False
@@ -424,6 +425,8 @@ class Workers:
         self._progress_of(job)(Stage.DISPOSE, job.version.size, 0)
         if apart:
             return self._give_back(job)
+        if any(d.replaced for d in deliveries) and older(job, lane.route.root):
+            raise SourceChanged("A newer version of the file was delivered in its place", "The newer version stays")
         pairs = [(proof, lane.route.destinations[proof.destination]) for proof in proofs]
         outcome = dispose(
             job,

@@ -15,7 +15,7 @@ from quaymaster.errors import IntegrityError, SourceChanged
 from quaymaster.model import Compression, Digests, Event, FileVersion, Job, Proof, State
 from quaymaster.pipeline import dispose as module
 from quaymaster.pipeline.budget import Cancelled
-from quaymaster.pipeline.dispose import Disposal, dispose
+from quaymaster.pipeline.dispose import Disposal, dispose, older
 from quaymaster.source import Root, identity_of
 
 DATA = b"reads" * 1000
@@ -151,3 +151,24 @@ def test_a_stop_in_the_middle_leaves_the_source_in_its_place(case: Case) -> None
     with pytest.raises(Cancelled):
         case.dispose(cancelled=lambda: True)
     assert case.names() == ["a.fastq"]
+
+
+@pytest.mark.parametrize("newer_is_still_there", [True, False])
+def test_an_older_version_that_was_set_aside_gets_a_name_of_its_own(case: Case, newer_is_still_there: bool) -> None:
+    """Never its own name again: it would be taken for the newest, and take the place of the newer copy."""
+    os.rename(case.source, case.source.parent / ".qm-7.aside")
+    if newer_is_still_there:
+        case.source.write_bytes(b"newer")
+    assert older(case.job, case.root)
+    assert case.names() == ["a.fastq"] * newer_is_still_there + ["a.fastq.older-7"]
+    assert (case.source.parent / "a.fastq.older-7").read_bytes() == DATA
+
+
+def test_a_version_is_older_when_its_name_holds_another_or_nothing(case: Case) -> None:
+    assert not older(case.job, case.root)
+    assert case.source.read_bytes() == DATA
+    case.source.write_bytes(b"newer")
+    assert older(case.job, case.root)
+    case.source.unlink()
+    assert older(case.job, case.root)
+    assert case.names() == []
