@@ -81,7 +81,6 @@ def test_it_reaches_an_s3_server_with_a_credential_that_only_root_can_read(machi
     )
     secret = f'access_key = "{seaweed.access_key}"\nsecret_key = "{seaweed.secret_key}"\n'
     machine.system.put("/etc/quaymaster/credentials/lab", secret, 0o600)
-    machine.drop_in("LoadCredential=lab:/etc/quaymaster/credentials/lab")
     machine.start()
     content = random.Random(1).randbytes(40 << 20)  # three parts
     machine.land("big.bin", content)

@@ -46,7 +46,7 @@ def verify(session: Session, head: str | None, elsewhere: bool) -> int:
     journal and at each destination; --elsewhere compares with all of them, --head with one of your own.
     """
     wanted = _parsed(head) if head else None
-    config = session.config()
+    config = session.sound_config()
     with session.store(config) as store:
         broken = store.custody_broken_at()
         last = store.custody_entry()
@@ -112,7 +112,7 @@ def export(session: Session, form: str) -> int:
     Each digest is that of the one before (64 zeros for the first), a newline, the body's SHA-256 and a newline:
       printf '%s\\n%s\\n' "$PREVIOUS" "$(printf %s "$BODY" | sha256sum | cut -c-64)" | sha256sum
     """
-    config = session.config()
+    config = session.sound_config()
     with session.store(config) as store:
         table = csv.writer(sys.stdout, lineterminator="\n") if form == "csv" else None
         if table:

@@ -80,7 +80,7 @@ def list_jobs(session: Session, limit: int | None, **given: Any) -> int:
       quaymaster jobs list --state waiting --state parked
       quaymaster jobs list --watch sequencer --path run7 --limit 0
     """
-    config = session.config()
+    config = session.sound_config()
     if limit is None:
         limit = 0 if session.json else LISTED
     with session.store(config) as store:
@@ -138,7 +138,7 @@ def show_job(session: Session, number: int) -> int:
       quaymaster jobs 42
       quaymaster jobs show 42 --json
     """
-    config = session.config()
+    config = session.sound_config()
     with session.store(config) as store:
         found = store.jobs(_numbers((number,)))
         if not found:
@@ -180,7 +180,7 @@ def retry(session: Session, numbers: tuple[int, ...], everything: bool, **given:
       quaymaster jobs retry --error permission-denied
       quaymaster jobs retry --all
     """
-    config = session.config()
+    config = session.sound_config()
     with session.store(config) as store:
         which = _chosen(config, store, numbers, everything, given, (State.WAITING, State.PARKED))
         before = {job.id: job for job in store.jobs(which)}
@@ -204,7 +204,7 @@ def drop(session: Session, numbers: tuple[int, ...], everything: bool, yes: bool
       quaymaster jobs drop --watch old --error source-vanished
       quaymaster jobs drop --all --yes
     """
-    config = session.config()
+    config = session.sound_config()
     with session.store(config) as store:
         which = _chosen(config, store, numbers, everything, given, (State.QUEUED, State.WAITING, State.PARKED))
         before = {job.id: job for job in store.jobs(which)}

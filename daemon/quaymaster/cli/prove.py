@@ -35,7 +35,7 @@ def command(session: Session, path: str, bundle: str | None) -> int:
       quaymaster prove run7/reads.fastq --json > proof.json
       quaymaster prove run7/reads.fastq --bundle evidence && sh evidence/check.sh reads.fastq
     """
-    config = session.config()
+    config = session.sound_config()
     place = locate(config, os.fsencode(path))
     with session.store(config) as store:
         found = trail(place, store, chain=True)

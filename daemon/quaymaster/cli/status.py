@@ -30,7 +30,7 @@ def command(session: Session, everything: bool) -> int:
       watch -n 2 quaymaster status
       quaymaster status --json | jq .totals.parked.jobs
     """
-    config = session.config()
+    config = session.sound_config()
     from quaymaster.service.lock import holder
 
     with session.store(config) as store:

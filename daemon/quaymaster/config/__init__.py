@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from quaymaster.config.credentials import Credentials, read_credentials, read_token
     from quaymaster.config.disk import problems_on_disk
-    from quaymaster.config.load import DEFAULT_PATH, load
+    from quaymaster.config.load import DEFAULT_PATH, load, load_sound
     from quaymaster.config.schema import (
         Api,
         BesideDestination,
@@ -51,6 +51,7 @@ __all__ = [
     "Verify",
     "Watch",
     "load",
+    "load_sound",
     "problems_on_disk",
     "read_credentials",
     "read_token",
@@ -59,7 +60,7 @@ __all__ = [
 ]
 
 _ELSEWHERE = {
-    "load": ("DEFAULT_PATH", "load"),
+    "load": ("DEFAULT_PATH", "load", "load_sound"),
     "credentials": ("Credentials", "read_credentials", "read_token"),
     "disk": ("problems_on_disk",),
     "show": ("to_json", "to_toml"),

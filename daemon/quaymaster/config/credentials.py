@@ -17,6 +17,9 @@ LARGEST = 64 << 10  # bytes
 
 _ACCESS_KEYS = ("access_key", "aws_access_key_id")
 _SECRET_KEYS = ("secret_key", "aws_secret_access_key")
+PREFIX = "quaymaster_"
+"""Of the names of what the unit hands over by LoadCredential=quaymaster:DIRECTORY."""
+
 _TOKENS = ("session_token", "aws_session_token")
 _ONE_LINE = "one line of 16 to 512 characters without spaces, e.g. from: openssl rand -hex 32"
 _EXAMPLE = 'access_key = "..." and secret_key = "..."'
@@ -35,8 +38,8 @@ def read_credentials(name: str, environ: Mapping[str, str] = os.environ, directo
 
     Raises ConfigError with one line that never holds a part of the file.
     """
-    path, private = _found(name, environ, directory, "credentials")
-    return _parsed(_read(path, private=private, holding=_EXAMPLE), path)
+    found = _found(name, environ, directory, "credentials")
+    return _parsed(_read(found, _EXAMPLE), found.path)
 
 
 def read_token(name: str, environ: Mapping[str, str] = os.environ, directory: str = DIRECTORY) -> str:
@@ -44,33 +47,46 @@ def read_token(name: str, environ: Mapping[str, str] = os.environ, directory: st
 
     Raises ConfigError with one line that never holds a part of the file.
     """
-    path, private = _found(name, environ, directory, "the token's name")
-    token = _read(path, private=private, holding=_ONE_LINE).strip()
+    found = _found(name, environ, directory, "the token's name")
+    token = _read(found, _ONE_LINE).strip()
     if not re.fullmatch(r"[\x21-\x7e]{16,512}", token):
-        raise _error(path, f"does not hold a token; it should hold only {_ONE_LINE}")
+        raise _error(found.path, f"does not hold a token; it should hold only {_ONE_LINE}")
     return token
 
 
-def _found(name: str, environ: Mapping[str, str], directory: str, what: str) -> tuple[str, bool]:
-    """The file, and whether nobody but its owner may be able to read it."""
+@dataclass(frozen=True, slots=True)
+class _Found:
+    path: str
+    private: bool
+    """Nobody but the owner may be able to read it; systemd guards its own directory."""
+    late: bool = False
+    """systemd has handed over what was in the directory at the start, and this was not."""
+
+
+def _found(name: str, environ: Mapping[str, str], directory: str, what: str) -> _Found:
     given = environ.get("CREDENTIALS_DIRECTORY", "")
-    inside = os.path.join(given, name) if given and "/" not in name else ""
-    if inside and os.path.lexists(inside):
-        return inside, False
+    if given and "/" not in name:
+        # A credential of its own, or of those that the unit loads as a directory.
+        for inside in (os.path.join(given, name), os.path.join(given, PREFIX + name)):
+            if os.path.lexists(inside):
+                return _Found(inside, private=False)
     if "/" in name and not name.startswith("/"):
         raise _error("credential", f"{_shown(name)} is neither a name nor an absolute path; correct {what}")
-    return name if name.startswith("/") else os.path.join(directory, name), True
+    if name.startswith("/"):
+        return _Found(name, private=True)
+    return _Found(os.path.join(directory, name), private=True, late=bool(given))
 
 
-def _read(path: str, *, private: bool, holding: str) -> str:
-    """``private``: nobody but the owner may read it. systemd guards its own directory."""
+def _read(found: _Found, holding: str) -> str:
+    path = found.path
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
-    except FileNotFoundError:
-        name = _shown(os.path.basename(path))
-        advice = f"create it with {holding} and mode 0600, or add LoadCredential={name}:FILE to the unit"
-        raise _error(path, f"does not exist; {advice}") from None
     except (OSError, ValueError) as error:
+        if found.late:
+            advice = f"create it with {holding} and mode 0600, then systemctl restart quaymaster"
+            raise _error(path, f"was not there when the service was started; {advice}") from None
+        if isinstance(error, FileNotFoundError):
+            raise _error(path, f"does not exist; create it with {holding} and mode 0600") from None
         reason = getattr(error, "strerror", None) or "not a file name"
         raise _error(path, f"cannot be read ({reason}); make the service's user its owner") from None
     status = os.fstat(descriptor)
@@ -80,7 +96,7 @@ def _read(path: str, *, private: bool, holding: str) -> str:
     with open(descriptor, "rb") as file:
         if not stat.S_ISREG(status.st_mode):
             raise _error(path, f"is not a regular file; put {holding} into one")
-        if private and status.st_mode & 0o077:
+        if found.private and status.st_mode & 0o077:
             mode = stat.S_IMODE(status.st_mode)
             raise _error(path, f"can be read by others (mode {mode:04o}); run: chmod 0600 {_shown(path)}")
         try:

@@ -84,13 +84,16 @@ def problems_on_disk(config: Config, environ: Mapping[str, str] = os.environ, pa
     return found
 
 
+_USER = "the service's user (quaymaster, as installed)"
+
+
 def _readable(path: str) -> str:
     if not os.path.lexists(path):
         return f"{path} does not exist; create it, or mount what it is on"
     if not os.path.isdir(path):
         return f"{path} is not a directory; name the directory"
     if not os.access(path, os.R_OK | os.X_OK):
-        return f"{path} cannot be read; give the service's user permission to read and enter it"
+        return f"{path} cannot be read; give {_USER} permission to read and enter it"
     return ""
 
 
@@ -98,7 +101,7 @@ def _writable(path: str) -> str:
     if problem := _readable(path):
         return problem
     if not os.access(path, os.W_OK):
-        return f"{path} cannot be written to; give the service's user permission"
+        return f"{path} cannot be written to; give {_USER} permission: setfacl or chown"
     return ""
 
 
@@ -112,7 +115,7 @@ def _creatable(path: str) -> str:
     if not os.path.isdir(above):
         return f"{path} cannot be created, because {above} is not a directory; choose another"
     if not os.access(above, os.W_OK | os.X_OK):
-        return f"{path} cannot be created in {above}; create it and make the service's user its owner"
+        return f"{path} cannot be created in {above}; create it and make {_USER} its owner"
     return ""
 
 

@@ -70,6 +70,27 @@ def load(path: str = DEFAULT_PATH, environ: Mapping[str, str] = os.environ, mach
     Raises ConfigError with all problems of all files, each "FILE:LINE: [table] key: what is wrong; what to do".
     Only what is wrong in the text counts: for what is missing on this machine see ``problems_on_disk``.
     """
+    config, documents, problems = _read(path, environ, machine)
+    if lines := problems.lines():
+        raise ConfigError(lines)
+    config = config.model_copy(update={"digest": show.digest(config)})
+    config._places.update(_places(documents))
+    return config
+
+
+def load_sound(path: str = DEFAULT_PATH, environ: Mapping[str, str] = os.environ) -> tuple[Config, list[str]]:
+    """What of the configuration has no problem, and the problems: for commands that look at the queue, which must work
+    while a mistake stands in a table of a watch. Raises ConfigError when it is open where the queue is."""
+    config, _, problems = _read(path, environ, None)
+    lines = problems.lines()
+    if not problems.only_in(_TABLES.keys() - {"service"}):
+        raise ConfigError(lines)
+    there = config.destinations.keys()
+    sound = {name: watch for name, watch in config.watches.items() if there >= set(watch.destinations)}
+    return config.model_copy(update={"watches": sound}), lines
+
+
+def _read(path: str, environ: Mapping[str, str], machine: Machine | None) -> tuple[Config, Documents, Problems]:
     problems = Problems(path)
     documents = read(path, problems)
     own = _own_paths(path, environ)
@@ -79,8 +100,6 @@ def load(path: str = DEFAULT_PATH, environ: Mapping[str, str] = os.environ, mach
     destinations, watches = tables.destinations(), tables.watches()
     disabled = _compression_disabled(environ, problems)
     rules.check(service, destinations, watches, problems)
-    if lines := problems.lines():
-        raise ConfigError(lines)
     config = Config(
         service=service,
         limits=limits,
@@ -91,9 +110,7 @@ def load(path: str = DEFAULT_PATH, environ: Mapping[str, str] = os.environ, mach
         compression_disabled=disabled,
         sources=tuple(documents.sources),
     )
-    config = config.model_copy(update={"digest": show.digest(config)})
-    config._places.update(_places(documents))
-    return config
+    return config, documents, problems
 
 
 def _own_paths(path: str, environ: Mapping[str, str]) -> dict[str, str]:

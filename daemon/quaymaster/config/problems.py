@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections.abc import Set
 from dataclasses import dataclass
 
 from quaymaster.config.lines import Path
@@ -28,15 +29,23 @@ class Problems:
     def __init__(self, main: str) -> None:
         self._nowhere = Place(0, main, 0)
         self._found: set[tuple[Place, str]] = set()
+        self._tables: set[str] = set()
+        self._unread = False
         self.places: dict[Path, Place] = {}
 
     def add(self, keys: Path, text: str, *, table: bool = True) -> None:
         """``keys`` is a table or key; ``text`` is "what is wrong; what to do". ``table``: a key alone is a table."""
         named = label(keys) if table or len(keys) > 1 else part(str(keys[0]))
         self._found.add((self.place(keys), f"{named}: {text}"))
+        self._tables.add(str(keys[0]))
 
     def add_file(self, file: str, text: str, order: int = 0, line: int = 0) -> None:
         self._found.add((Place(order, file, line), text))
+        self._unread = True
+
+    def only_in(self, tables: Set[str]) -> bool:
+        """Whether nothing is wrong elsewhere than in these tables: a file that could not be read may hold any."""
+        return not self._unread and self._tables <= tables
 
     def place(self, keys: Path) -> Place:
         """Where ``keys`` stands, or else what it would stand in."""

@@ -51,11 +51,15 @@ def _disk_error(error: OSError, where: str) -> TransferError:
         case errno.ENOSPC | errno.EDQUOT:
             return OutOfSpace(f"There is no room for {where} ({reason})", "Free space there; it is tried again")
         case errno.EROFS:
-            return PermissionDenied(f"{where} cannot be written ({reason})", "Mount it writable, then retry the job")
+            return PermissionDenied(
+                f"{where} cannot be written ({reason})",
+                "Mount it writable; if it is, the unit keeps the service out: quaymaster doctor prints what to add."
+                " Then retry the job",
+            )
         case errno.EACCES | errno.EPERM:
             return PermissionDenied(
                 f"{where} cannot be written or read ({reason})",
-                "Let the service's user do so there, then retry the job",
+                "Give the service's user (quaymaster, as installed) permission there, then retry the job",
             )
         case errno.ENAMETOOLONG | errno.EILSEQ:
             return NameRefused(f"The filesystem does not take the name of {where} ({reason})", "Rename the file")

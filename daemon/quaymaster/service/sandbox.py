@@ -45,7 +45,7 @@ class Unit:
     made: tuple[str, ...] = ()
     """Directories that systemd makes for it at its start."""
     credentials: Mapping[str, str] = field(default_factory=dict)
-    """Name -> file, of LoadCredential."""
+    """Name -> file, or directory, of LoadCredential."""
 
 
 def unit_name(config_path: str) -> str:
@@ -104,11 +104,13 @@ def drop_in(config: Config, unit: Unit, exists: Callable[[str], bool] = os.path.
     at_home = [path for path in (*writes, *reads) if any(is_within(path, home) for home in _HOMES)]
     if at_home and unit.homes in ("yes", "tmpfs"):
         lines.append("ProtectHome=no" if set(at_home) & set(writes) else "ProtectHome=read-only")
+    # An older unit, or one of the site's own, that does not hand the directory over.
     named = [d.credentials for d in config.destinations.values() if isinstance(d, S3Destination)]
     for name in (*named, config.api.read_token, config.api.act_token):
         if name and not name.startswith("/") and name not in unit.credentials:
             file = os.path.join(CREDENTIALS, name)
-            if exists(file) and f"LoadCredential={name}:{file}" not in lines:
+            known = CREDENTIALS in unit.credentials.values() or f"LoadCredential={name}:{file}" in lines
+            if not known and exists(file):
                 lines.append(f"LoadCredential={name}:{file}")
     return lines
 
@@ -154,8 +156,7 @@ def credentials_for(unit: Unit | None, uid: int) -> Iterator[dict[str, str]]:
         return
     with TemporaryDirectory(prefix="quaymaster-", dir="/run") as folder:
         os.chmod(folder, 0o500)
-        for name, source in unit.credentials.items():
-            path = source if source.startswith("/") else os.path.join("/etc/credstore", source)
+        for name, path in _files(unit.credentials):
             try:
                 with open(path, "rb") as file:
                     secret = file.read(1 << 20)
@@ -167,3 +168,15 @@ def credentials_for(unit: Unit | None, uid: int) -> Iterator[dict[str, str]]:
                 os.fchown(descriptor, uid, -1)
         os.chown(folder, uid, -1)
         yield {"CREDENTIALS_DIRECTORY": folder}
+
+
+def _files(credentials: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """Name and path of each; of a directory, each file in it by NAME_FILE (systemd.exec(5))."""
+    for name, source in credentials.items():
+        path = source if source.startswith("/") else os.path.join("/etc/credstore", source)
+        try:
+            inside = os.listdir(path)
+        except OSError:
+            yield name, path
+        else:
+            yield from ((f"{name}_{file}", os.path.join(path, file)) for file in inside)

@@ -95,7 +95,7 @@ def test_json_is_accepted_before_and_after_the_command(scene) -> None:
 
 def test_every_problem_of_a_configuration_is_a_line_and_they_are_counted(scene) -> None:
     scene.config.write_text(scene.config.read_text() + 'settel = "5s"\nmode = "psychic"\n')
-    for command in ("status", "jobs", "config", "check"):
+    for command in ("report", "sync", "config", "check"):
         answer = scene.run(command)
         assert answer.code == 2
         lines = answer.err.splitlines()

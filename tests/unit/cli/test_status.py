@@ -198,3 +198,28 @@ def test_the_worst_day_still_fits_80_by_24_and_says_what_is_left_out(service) ->
     everything = service.run("status", "--all").out.splitlines()
     assert len(everything) > 60
     assert sum(line.startswith("watch-number-") for line in everything) == 8
+
+
+# -- while somebody edits the configuration --
+
+
+@pytest.mark.parametrize(
+    "command", [("status",), ("jobs",), ("jobs", "show", "1"), ("jobs", "retry", "--all"), ("audit", "export")]
+)
+def test_a_mistake_in_a_watch_does_not_hide_the_queue(scene, command: tuple[str, ...]) -> None:
+    scene.deliver(scene.queue())
+    mistake = '[watch.new]\npath = "/srv/new"\ndestinations = ["archive", "archiv"]\ncompress = "zst"\n'
+    scene.config.write_text(scene.config.read_text() + mistake)
+    answer = scene.run(*command)
+    assert answer.code == 0, answer.err
+    assert f"warning: 2 problems in {scene.config}" in answer.err
+    assert "sequencer" in answer.out or command[1:] == ("retry", "--all")
+    assert "new" not in answer.out.split()
+
+
+@pytest.mark.parametrize("mistake", ["[servce]\n", "[[", "[service]\nstop_timeout = 'x'\n"])
+def test_nothing_is_shown_when_it_is_open_where_the_queue_is(scene, mistake: str) -> None:
+    scene.config.write_text(scene.config.read_text().replace("[service]", "[limits]") + mistake)
+    answer = scene.run("status")
+    assert (answer.code, answer.out) == (2, "")
+    assert f"in {scene.config}" in answer.err

@@ -108,9 +108,22 @@ def test_what_is_wrong_is_said_without_a_word_of_the_file(store, tmp_path, text,
     assert "hunter2" not in problem
 
 
-def test_missing_says_both_ways_to_provide_it(tmp_path):
-    with pytest.raises(ConfigError, match="mode 0600, or add LoadCredential=archive:FILE to the unit"):
+def test_missing_says_how_to_provide_it(tmp_path):
+    with pytest.raises(ConfigError, match=r"does not exist; create it with .* and mode 0600$"):
         read(tmp_path)
+
+
+def test_of_those_that_the_unit_loads_as_a_directory(store, tmp_path):
+    (tmp_path / "loaded").mkdir()
+    store("loaded/quaymaster_archive", FORMS["TOML"])
+    assert read(tmp_path, CREDENTIALS_DIRECTORY=str(tmp_path / "loaded")).access_key
+
+
+def test_one_that_came_after_the_start_needs_another(tmp_path):
+    """The service itself cannot look into the directory."""
+    (tmp_path / "loaded").mkdir()
+    with pytest.raises(ConfigError, match=r"was not there when the service .* systemctl restart quaymaster$"):
+        read(tmp_path, CREDENTIALS_DIRECTORY=str(tmp_path / "loaded"))
 
 
 def test_a_relative_path_is_refused(store, tmp_path):

@@ -73,6 +73,8 @@ def test_a_secret_that_only_root_may_read_has_to_be_handed_over(tmp_path: Path) 
     assert drop_in(wanted, unit(), exists=lambda _: True) == ["LoadCredential=other:/etc/quaymaster/credentials/other"]
     assert drop_in(wanted, unit(), exists=lambda _: False) == [], "it may come by another way"
     assert drop_in(config(tmp_path, text.replace("X", "archive")), unit(), exists=lambda _: True) == []
+    whole = unit(SHOWN.replace("archive:/etc/quaymaster/credentials/archive", "quaymaster:/etc/quaymaster/credentials"))
+    assert drop_in(wanted, whole, exists=lambda _: True) == []
 
 
 def test_an_open_unit_and_no_unit_at_all(tmp_path: Path) -> None:
@@ -107,3 +109,13 @@ def test_credentials_are_handed_over_as_systemd_does_and_are_gone_afterwards(tmp
     assert not folder.exists()
     with credentials_for(None, nobody) as environment:
         assert environment == {}
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may hand secrets to another user")
+def test_a_directory_of_credentials_is_handed_over_file_by_file(tmp_path: Path) -> None:
+    (tmp_path / "secrets").mkdir()
+    for name in ("archive", "api"):
+        (tmp_path / "secrets" / name).write_text("s")
+    given = Unit("u", credentials={"quaymaster": str(tmp_path / "secrets")})
+    with credentials_for(given, os.geteuid()) as environment:
+        assert sorted(os.listdir(environment["CREDENTIALS_DIRECTORY"])) == ["quaymaster_api", "quaymaster_archive"]
