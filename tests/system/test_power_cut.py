@@ -173,7 +173,7 @@ _digests: dict[str, list[str]] = defaultdict(list)
 
 def test_nothing_is_lost_wherever_the_power_fails(recording: Recording, examiners: list[Machine]) -> None:
     assert len(recording.landed) > LANDED
-    cut_at(recording, examiners, 10, seed=random.randrange(10**6))
+    cut_at(recording, examiners, 4, seed=random.randrange(10**6))
 
 
 @pytest.mark.soak

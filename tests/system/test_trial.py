@@ -44,7 +44,7 @@ class Amount:
     """Seconds for one command."""
 
 
-SHORT = Amount(2_000, 110 * MIB, (64 * MIB, 48 * MIB), 100, 240)
+SHORT = Amount(700, 40 * MIB, (24 * MIB, 14 * MIB), 50, 240)
 WHOLE = Amount(24_000, 2_048 * MIB, (1_536 * MIB, 512 * MIB, 512 * MIB, 512 * MIB, 512 * MIB), 200, 3_600)
 
 

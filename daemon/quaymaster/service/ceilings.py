@@ -33,9 +33,13 @@ def give_memory_back() -> None:
         mallopt(_MMAP_THRESHOLD, _MAPPED_FROM)  # a fixed one: else it grows with what was freed
 
 
+_UNCOUNTED = 16 << 20
+"""Bytes that threads, requests and the allocator's gaps take beside buffers, however few those are."""
+
+
 def _for_buffers(memory: int) -> int:
-    """Of ``limits.memory``; an eighth is left for what nobody can count: the allocator's gaps, requests, threads."""
-    return memory - memory // 8
+    """Of ``limits.memory``; an eighth is left for what nobody can count, and of a small one up to a quarter."""
+    return memory - max(memory // 8, min(memory // 4, _UNCOUNTED))
 
 
 class Ceilings:
