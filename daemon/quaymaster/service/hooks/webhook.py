@@ -19,6 +19,7 @@ from quaymaster.model import plain
 from quaymaster.service.hooks.answer import Answer
 
 if TYPE_CHECKING:
+    import socket
     import ssl
     from http.client import HTTPConnection, HTTPResponse
 
@@ -45,16 +46,16 @@ class Webhook:
         self._url, self._secret, self._ca_file = url, secret, ca_file
         self._connect_timeout, self._timeout, self._clock = connect_timeout, timeout, clock
         self._lock = threading.Lock()
-        self._open: set[HTTPConnection] = set()
+        self._open: set[_Try] = set()
         self._cut = False
 
     def cut_off(self) -> None:
         """End what is under way, and all that is begun after this."""
         with self._lock:
             self._cut = True
-            connections = list(self._open)
-        for connection in connections:
-            _shut(connection)
+            under_way = list(self._open)
+        for each in under_way:
+            each.shut()
 
     def send(self, event: str, number: str, body: bytes) -> Answer:
         """Never raises."""
@@ -78,20 +79,22 @@ class Webhook:
         url = urlsplit(self._url())
         headers = self._headers(event, number, body)
         connection = self._connection(url.scheme, url.hostname or "", url.port)
+        this = _Try(connection)
 
         def expire() -> None:
             late.set()
-            _shut(connection)
+            this.shut()
 
         with self._lock:
             if self._cut:
                 return Answer("the service stops", cut=True)
-            self._open.add(connection)
+            self._open.add(this)
         timer = threading.Timer(self._timeout, expire)
         timer.daemon = True
         timer.start()
         try:
             connection.connect()
+            this.socket = connection.sock
             if late.is_set() or self._cut:
                 raise TimeoutError
             connection.sock.settimeout(self._timeout)
@@ -101,7 +104,7 @@ class Webhook:
         finally:
             timer.cancel()
             with self._lock:
-                self._open.discard(connection)
+                self._open.discard(this)
             connection.close()
 
     def _headers(self, event: str, number: str, body: bytes) -> dict[str, str]:
@@ -155,12 +158,19 @@ def _seconds(text: str) -> float:
     return min(float(text), _LONGEST_WAIT) if text.isascii() and text.isdecimal() and len(text) < 10 else 0.0
 
 
-def _shut(connection: HTTPConnection) -> None:
-    import socket
+class _Try:
+    def __init__(self, connection: HTTPConnection) -> None:
+        self._connection = connection
+        self.socket: socket.socket | None = None
+        """Once there is one: the connection hands it over to the answer."""
 
-    if (open_now := connection.sock) is not None:
-        with suppress(OSError):  # as a plain socket: another thread may be in the middle of TLS on it
-            socket.socket.shutdown(open_now, socket.SHUT_RDWR)
+    def shut(self) -> None:
+        """From any thread, even while another waits on it."""
+        import socket
+
+        if (found := self.socket or self._connection.sock) is not None:
+            with suppress(OSError):  # as a plain socket: another thread may be in the middle of TLS on it
+                socket.socket.shutdown(found, socket.SHUT_RDWR)
 
 
 def _reason(error: Exception) -> str:
