@@ -198,6 +198,7 @@ def test_the_deb_has_each_part_at_its_place(debs: Mapping[str, Deb], source: Pat
         *("/usr/share/fish/vendor_completions.d/quaymaster.fish", "/usr/share/lintian/overrides/quaymaster"),
         *("/usr/share/doc/quaymaster/copyright", "/usr/share/doc/quaymaster/changelog.Debian.gz"),
         "/usr/share/quaymaster/grafana/quaymaster.json",
+        "/usr/share/quaymaster/examples/hook-mail",
         *(f"/usr/share/man/man{page.stem[-1]}/{page.stem}.gz" for page in source.glob("packaging/man/*.md")),
         *CONFIGURATION,
         *units(source),
@@ -237,7 +238,7 @@ def test_the_rpm_has_the_same_parts(debs: Mapping[str, Deb], workshop) -> None:
     assert own == {
         *("/etc/quaymaster", "/etc/quaymaster/conf.d", "/etc/quaymaster/credentials", "/usr/lib/quaymaster"),
         *("/usr/share/doc/quaymaster", "/usr/share/licenses/quaymaster"),
-        *("/usr/share/quaymaster", "/usr/share/quaymaster/grafana"),
+        *("/usr/share/quaymaster", "/usr/share/quaymaster/grafana", "/usr/share/quaymaster/examples"),
     }
     files = {row[3] for row in rows if not row[2].startswith("d")}
     debian = {name for name, member in debs["bookworm"].files.items() if not member.isdir()}

@@ -32,6 +32,7 @@ COMMANDS = (
     "pause",
     "resume",
     "rescan",
+    "hooks",
     "why",
     "prove",
     "sync",

@@ -56,6 +56,7 @@ def render(found: Record, columns: int, lines: int, now: float) -> list[str]:
         [_head(found, columns, now)],
         _watch_rows(found["watches"], columns, now),
         _destination_rows(found["destinations"], columns),
+        _hook_rows(found["hooks"], columns, now),
         _running_rows(found, columns, now),
         _parked_rows(found["parked"], found["totals"]["parked"]["jobs"], columns),
     ]
@@ -193,6 +194,19 @@ def _destination_rows(destinations: list[Record], columns: int) -> _Rows:
     for destination, line in zip(shown, lines, strict=True):
         rows.append([line, *(show.wrapped(destination["error"], columns, 2, 4) if destination["error"] else [])])
     return rows
+
+
+def _hook_rows(hooks: list[Record], columns: int, now: float) -> _Rows:
+    """Those that are in trouble, or all in one line."""
+    if not hooks:
+        return []
+    from quaymaster.cli.hooks import table
+
+    troubled = [hook for hook in hooks if hook["state"] != "ok"]
+    if not troubled:
+        waiting = sum(hook["waiting"] + hook["behind"] for hook in hooks)
+        return [[f"{show.count(len(hooks), 'hook')} told; {show.count(waiting, 'event')} on the way"]]
+    return [[line] for line in table(troubled, columns, now)]
 
 
 def _running_rows(found: Record, columns: int, now: float) -> _Rows:

@@ -18,7 +18,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from quaymaster.config.credentials import Credentials, read_credentials, read_token
+    from quaymaster.config.credentials import Credentials, read_credentials, read_token, read_url
     from quaymaster.config.disk import problems_on_disk
     from quaymaster.config.load import DEFAULT_PATH, load, load_sound
     from quaymaster.config.schema import (
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         Config,
         Destination,
         DirectoryDestination,
+        Hook,
         Limits,
         S3Destination,
         Service,
@@ -45,6 +46,7 @@ __all__ = [
     "Credentials",
     "Destination",
     "DirectoryDestination",
+    "Hook",
     "Limits",
     "S3Destination",
     "Service",
@@ -55,13 +57,14 @@ __all__ = [
     "problems_on_disk",
     "read_credentials",
     "read_token",
+    "read_url",
     "to_json",
     "to_toml",
 ]
 
 _ELSEWHERE = {
     "load": ("DEFAULT_PATH", "load", "load_sound"),
-    "credentials": ("Credentials", "read_credentials", "read_token"),
+    "credentials": ("Credentials", "read_credentials", "read_token", "read_url"),
     "disk": ("problems_on_disk",),
     "show": ("to_json", "to_toml"),
 }

@@ -9,6 +9,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from quaymaster.config.values import hook_url
 from quaymaster.errors import ConfigError
 from quaymaster.model import shown
 
@@ -52,6 +53,23 @@ def read_token(name: str, environ: Mapping[str, str] = os.environ, directory: st
     if not re.fullmatch(r"[\x21-\x7e]{16,512}", token):
         raise _error(found.path, f"does not hold a token; it should hold only {_ONE_LINE}")
     return token
+
+
+def read_url(url: str, environ: Mapping[str, str] = os.environ, directory: str = DIRECTORY) -> str:
+    """``url``, or for "credential:NAME" the one line of that file, which is one.
+
+    Raises ConfigError with one line that never holds a part of the file.
+    """
+    if not url.startswith("credential:"):
+        return url
+    found = _found(url.removeprefix("credential:"), environ, directory, "the URL's name")
+    text = _read(found, "one line with a URL").strip()
+    try:
+        if text.startswith("credential:"):
+            raise ValueError("names another credential; write the URL itself")
+        return hook_url(text) or ""
+    except ValueError as error:
+        raise _error(found.path, str(error)) from None
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, TypeVar
 
-from quaymaster.config.credentials import read_credentials, read_token
+from quaymaster.config.credentials import read_credentials, read_token, read_url
 from quaymaster.config.problems import label
 from quaymaster.errors import ConfigError
 
@@ -81,10 +81,26 @@ def problems_on_disk(config: Config, environ: Mapping[str, str] = os.environ, pa
         look(("watch", name, "path"), watch.path, _writable if changes else _readable)
         if watch.after_dir is not None:
             look(("watch", name, "after"), watch.after_dir, _creatable)
+    for name, hook in config.hooks.items():
+        keys = ("hook", name)
+        if hook.command:
+            look((*keys, "command"), hook.command[0], _program)
+        if hook.ca_file is not None:
+            look((*keys, "ca_file"), hook.ca_file, _readable_file)
+        if hook.secret is not None:
+            look((*keys, "secret"), hook.secret, lambda secret: _secret(read_token, secret, environ))
+        if hook.url is not None and hook.url.startswith("credential:"):
+            look((*keys, "url"), hook.url, lambda url: _secret(read_url, url, environ))
     return found
 
 
 _USER = "the service's user (quaymaster, as installed)"
+
+
+def _program(path: str) -> str:
+    if not os.path.isfile(path):
+        return f"{path} does not exist; install it, or correct the path"
+    return "" if os.access(path, os.X_OK) else f"{path} cannot be run; give {_USER} permission"
 
 
 def _readable(path: str) -> str:

@@ -14,7 +14,7 @@ from quaymaster.config import bandwidth, rules, show
 from quaymaster.config.documents import Documents, read
 from quaymaster.config.lines import Path
 from quaymaster.config.machine import Machine
-from quaymaster.config.problems import Problems, part
+from quaymaster.config.problems import NAMED, Problems, part
 from quaymaster.config.schema import (
     Api,
     BesideDestination,
@@ -22,6 +22,7 @@ from quaymaster.config.schema import (
     Config,
     Destination,
     DirectoryDestination,
+    Hook,
     Limits,
     S3Destination,
     Service,
@@ -49,8 +50,8 @@ _TABLES: dict[str, tuple[type[BaseModel], ...]] = {
     "api": (Api,),
     "destination": tuple(_DESTINATIONS.values()),
     "watch": (Watch,),
+    "hook": (Hook,),
 }
-_NAMED = ("destination", "watch")
 _NOT_KEYS = {"name", "after_dir"}  # fields that the file says in another way
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _SECRET = re.compile(r"secret|passw|passphrase|token|access_?key|api_?key|private_?key")
@@ -58,6 +59,7 @@ _STAND_INS: Mapping[object, object] = {"destinations": [""], "compress": "zstd"}
 _EXAMPLES = {
     "path": 'path = "/absolute/path"',
     "bucket": 'bucket = "NAME"',
+    "on": 'on = ["delivered", "parked"]',
     "destinations": 'destinations = ["NAME"], the name of a [destination.NAME]',
     "format": 'format = "zstd" or "gzip"',
     "type": 'type = "s3", "directory" or "beside"',
@@ -97,9 +99,10 @@ def _read(path: str, environ: Mapping[str, str], machine: Machine | None) -> tup
     tables = _Tables(documents, problems, machine or Machine.here())
     service, limits = tables.service(own), tables.limits()
     verify, api = tables.verify(), tables.api(own)
-    destinations, watches = tables.destinations(), tables.watches()
+    destinations, watches, hooks = tables.destinations(), tables.watches(), tables.hooks()
     disabled = _compression_disabled(environ, problems)
     rules.check(service, destinations, watches, problems)
+    rules.check_hooks(hooks, watches, problems)
     config = Config(
         service=service,
         limits=limits,
@@ -107,6 +110,7 @@ def _read(path: str, environ: Mapping[str, str], machine: Machine | None) -> tup
         api=api,
         destinations=destinations,
         watches=watches,
+        hooks=hooks,
         compression_disabled=disabled,
         sources=tuple(documents.sources),
     )
@@ -213,6 +217,14 @@ class _Tables:
             self._problems.add(("watch",), f"there is none, so nothing would be done; {advice}")
         return found
 
+    def hooks(self) -> dict[str, Hook]:
+        found: dict[str, Hook] = {}
+        for name, table in self._named("hook").items():
+            hook = self._model(Hook, table, ("hook", name), name=name)
+            if hook is not None:
+                found[name] = hook
+        return found
+
     def _known_destinations(self, names: object, keys: Path) -> list[str]:
         """The names that a watch lists; those without a table become problems."""
         listed = [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
@@ -268,7 +280,7 @@ class _Tables:
         for failure in failures:
             self._explain(failure, keys)
         # Without its wrong settings the rest can still be compared with other tables. Nothing of this is ever used.
-        wrong = {_key_of(failure)[0] for failure in failures}
+        wrong = {_key_of(failure, keys[0])[0] for failure in failures}
         rest = {key: value for key, value in table.items() if key not in wrong}
         rest |= {str(key): _STAND_INS[key] for key in wrong if key in _STAND_INS}
         try:
@@ -285,7 +297,7 @@ class _Tables:
         return {key: value for key, value in table.items() if key != "bandwidth" or not wrong}
 
     def _explain(self, error: Any, keys: Path) -> None:
-        place = _key_of(error)
+        place = _key_of(error, keys[0])
         if error["type"] != "missing" or self._complete:
             self._problems.add((*keys, *place), _text(error, str(place[-1])))
 
@@ -305,14 +317,15 @@ class _Tables:
         return kept
 
 
-def _key_of(error: Any) -> Path:
-    """The key that the file has for the field pydantic names; a watch as a whole can only be wrong about ``after``."""
-    path: Path = error["loc"] or ("after",)
+def _key_of(error: Any, section: object) -> Path:
+    """The key that the file has for the field pydantic names; a watch as a whole can only be wrong about ``after``, and
+    a hook about what it does."""
+    path: Path = error["loc"] or ("command" if section == "hook" else "after",)
     return tuple("after" if key == "after_dir" else key for key in path)
 
 
 def _headers() -> list[str]:
-    return [f"[{name}.NAME]" if name in _NAMED else f"[{name}]" for name in _TABLES]
+    return [f"[{name}.NAME]" if name in NAMED else f"[{name}]" for name in _TABLES]
 
 
 def _nearest(name: str, known: Iterable[str]) -> str:

@@ -25,6 +25,10 @@ class Place:
         return f"{file}:{self.line}" if self.line else file
 
 
+NAMED = ("destination", "watch", "hook")
+"""Sections of which each table has a name: [watch.NAME]."""
+
+
 class Problems:
     def __init__(self, main: str) -> None:
         self._nowhere = Place(0, main, 0)
@@ -61,7 +65,7 @@ class Problems:
 
 def label(keys: Path) -> str:
     """``("watch", "a", "compress", "level")`` is ``[watch.a] compress.level``."""
-    depth = 2 if keys[0] in ("destination", "watch") else 1
+    depth = 2 if keys[0] in NAMED else 1
     items = "".join(f" (item {key + 1})" for key in keys if isinstance(key, int))
     parts = [part(key) for key in keys if isinstance(key, str)]
     return f"[{'.'.join(parts[:depth])}] {'.'.join(parts[depth:])}".rstrip() + items

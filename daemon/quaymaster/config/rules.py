@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 
 from quaymaster.config.disk import within
 from quaymaster.config.problems import Problems
-from quaymaster.config.schema import BesideDestination, Destination, DirectoryDestination, Service, Watch
+from quaymaster.config.schema import BesideDestination, Destination, DirectoryDestination, Hook, Service, Watch
 from quaymaster.config.values import quoted
 
 RESOLVING = 2.0
@@ -42,6 +42,28 @@ def check(
             problems.add(("destination", name, "path"), f"{quoted(path)} lies inside watch {outer}; {advice}")
     _own_directories(real, own, problems)
     _watches(real, watches, destinations, directories, own["staging_dir"], problems)
+
+
+def check_hooks(hooks: Mapping[str, Hook], watches: Mapping[str, Watch], problems: Problems) -> None:
+    """Hooks and watches that name each other exist, and what one waits for can come."""
+    for name, hook in hooks.items():
+        for index, watch in enumerate(hook.watches):
+            if watch not in watches:
+                advice = f"there are {', '.join(watches)}" if watches else "there is none"
+                problems.add(("hook", name, "watches", index), f"there is no watch {quoted(watch)}; {advice}")
+    for name, found in watches.items():
+        for index, wanted in enumerate(found.after_hooks):
+            keys = ("watch", name, "after_hooks", index)
+            awaited = hooks.get(wanted)
+            if awaited is None:
+                problems.add(keys, f"there is no hook {quoted(wanted)}; add a table [hook.NAME], or remove it")
+            elif awaited.watches and name not in awaited.watches:
+                problems.add(keys, f"hook {wanted} is not told of this watch; add {quoted(name)} to its watches")
+            elif not {"delivered", "unit-complete"} & set(awaited.on):
+                problems.add(keys, f'hook {wanted} is told of no delivery; add "delivered" to its on')
+        if found.after_hooks and found.after == "keep":
+            advice = 'write after = "delete" or "move:DIRECTORY", or remove it'
+            problems.add(("watch", name, "after_hooks"), f"has nothing to hold back, for the source is kept; {advice}")
 
 
 def _overlap(name: str, other: str, how: str, watches: Mapping[str, Watch], problems: Problems) -> None:

@@ -269,6 +269,68 @@ class BesideDestination(_Table):
 
 Destination = S3Destination | DirectoryDestination | BesideDestination
 
+HookEvent = Literal["delivered", "parked", "unit-complete", "outage", "recovered", "integrity-failure", "released"]
+
+
+class Hook(_Table):
+    """Who is told what (PRODUCT O4): exactly one of ``command`` and ``url``."""
+
+    name: str
+    on: Annotated[tuple[HookEvent, ...], Field(strict=False)]
+    watches: Texts = ()
+    """Only what these watches do; empty: all, and the destinations."""
+    command: Texts = ()
+    """A program, by its absolute path, and its arguments."""
+    url: str | None = None
+    """Where the event is sent by POST. "credential:NAME": it stands in a file of its own, for it is a secret itself."""
+    secret: str | None = None
+    """A name for :func:`read_token`: what the requests are signed with."""
+    ca_file: AbsolutePath | None = None
+    timeout: Annotated[float, Duration(SHORTEST_WAIT, 3600)] = 30.0
+    """Seconds that a command may run, or a request may take."""
+    connect_timeout: Annotated[float, Duration(SHORTEST_WAIT, 3600)] = 10.0
+    parallel: int = Field(4, ge=1, le=64)
+    """Events told at once; never two of the same file, unit, watch or destination."""
+    give_up: Annotated[float | None, Duration(SHORTEST_WAIT, word="never")] = None
+    """Seconds after the event from which on a failure parks it; None: it is tried for ever."""
+
+    @field_validator("on")
+    @classmethod
+    def _something(cls, on: tuple[HookEvent, ...]) -> tuple[HookEvent, ...]:
+        if not on:
+            raise ValueError("is empty; list at least one")
+        return on
+
+    @field_validator("command")
+    @classmethod
+    def _whole_command(cls, command: tuple[str, ...]) -> tuple[str, ...]:
+        if command and not command[0].startswith("/"):
+            raise ValueError(
+                f"{quoted(command[0])} is not an absolute path; no shell looks for it: write the whole path"
+            )
+        if any("\0" in word for word in command):
+            raise ValueError("holds a NUL; no argument can")
+        return command
+
+    @field_validator("url")
+    @classmethod
+    def _hook_url(cls, url: str | None) -> str | None:
+        return values.hook_url(url)
+
+    @field_validator("secret")
+    @classmethod
+    def _secret_name(cls, name: str | None) -> str | None:
+        return _credential_name(name)
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Self:
+        if bool(self.command) == bool(self.url):
+            both = "has both command and url; remove one" if self.url else "has neither command nor url; write one"
+            raise ValueError(both)
+        if self.command and (self.secret or self.ca_file):
+            raise ValueError("has secret or ca_file, which are for url; remove them")
+        return self
+
 
 class Compress(_Table):
     format: Literal["zstd", "gzip"]
@@ -327,6 +389,8 @@ class Watch(_Table):
     """Where ``move`` puts sources; in the file: ``after = "move:DIRECTORY"``."""
     after_grace: Annotated[float, Duration()] = 0.0
     """Seconds between proof and ``delete`` or ``move``."""
+    after_hooks: Texts = ()
+    """Hooks that must have confirmed what they are told of a file before its source is deleted or moved."""
     on_change: Literal["replace", "keep-both", "refuse"] = "replace"
     stage: bool | None = None
     """Copy to local staging first. None: when the source is on a network file system."""
@@ -400,6 +464,7 @@ class Config(_Table):
     api: Api = Field(default_factory=Api)
     destinations: dict[str, Destination] = Field(default_factory=dict)
     watches: dict[str, Watch] = Field(default_factory=dict)
+    hooks: dict[str, Hook] = Field(default_factory=dict)
     compression_disabled: bool = False
     """QUAYMASTER_DISABLE_COMPRESSION was set: no file is compressed, whatever its watch says."""
     sources: Annotated[tuple[str, ...], Field(strict=False)] = ()

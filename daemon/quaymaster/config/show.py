@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from quaymaster.config.bandwidth import Bandwidth
+from quaymaster.config.problems import NAMED
 from quaymaster.config.units import Seconds, Size
 from quaymaster.model import shown
 
@@ -30,6 +31,8 @@ def settings(config: Config) -> Iterator[Setting]:
         yield from _table(destination, "destination", name)
     for name, watch in config.watches.items():
         yield from _table(watch, "watch", name)
+    for name, hook in config.hooks.items():
+        yield from _table(hook, "hook", name)
 
 
 def _table(table: BaseModel, *keys: str) -> Iterator[Setting]:
@@ -78,7 +81,7 @@ def to_toml(config: Config) -> str:
     """
     blocks: dict[tuple[str, ...], list[tuple[str, str]]] = {}
     for keys, _, text in settings(config):
-        depth = 2 if keys[0] in ("destination", "watch") else 1
+        depth = 2 if keys[0] in NAMED else 1
         key = ".".join(keys[depth:])
         line = (f"{key} = {text}", config.where(*keys)) if text else (f"# {key} is not set", "")
         blocks.setdefault(keys[:depth], []).append(line)

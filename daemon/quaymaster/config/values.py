@@ -20,6 +20,7 @@ CONNECT_TIMEOUT, READ_TIMEOUT = 10.0, 60.0
 
 _CREDENTIAL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,254}")
 _ACCESS_KEY = re.compile(r"(AKIA|ASIA)[A-Z0-9]{16}")
+_URL = re.compile(r"https?://(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9][A-Za-z0-9._-]*)(:[0-9]{1,5})?(/[!$-;=?-Z_a-z~]*)?")
 _ENDPOINT = re.compile(r"https?://(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9][A-Za-z0-9._-]*)(:[0-9]{1,5})?/?")
 
 
@@ -58,6 +59,19 @@ def plain_endpoint(url: str | None) -> str | None:
         raise ValueError("holds a user or password; secrets do not belong here: use credentials = NAME")
     if url is not None and not _ENDPOINT.fullmatch(url):
         raise ValueError('is not an endpoint; write "https://HOST" or "https://HOST:PORT", without a path')
+    return url
+
+
+def hook_url(url: str | None) -> str | None:
+    """Where a hook is told; "credential:NAME" for one that stands elsewhere."""
+    if url is not None and url.startswith("credential:"):
+        name = url.removeprefix("credential:")
+        return f"credential:{name if name.startswith('/') else credential_name(name)}"
+    # Never quoted: what is wrong here may be a password.
+    if url is not None and "@" in url.partition("://")[2].partition("/")[0]:
+        raise ValueError("holds a user or password; secrets do not belong here: sign with secret = NAME")
+    if url is not None and not _URL.fullmatch(url):
+        raise ValueError('is not a URL; write "https://HOST/PATH", or "credential:NAME" to keep it in a file')
     return url
 
 

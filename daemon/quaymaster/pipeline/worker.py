@@ -30,7 +30,7 @@ from quaymaster.pipeline.dispose import dispose, older
 from quaymaster.pipeline.fetch import STAGED, Copy, Errand, Fetchers, fetch
 from quaymaster.pipeline.lane import Lane, Running
 from quaymaster.pipeline.publication import delivered
-from quaymaster.pipeline.retry import decide, defect
+from quaymaster.pipeline.retry import LONGEST_WAIT, decide, defect
 from quaymaster.pipeline.transfer import Bounds, Transfer
 from quaymaster.store import Store
 
@@ -421,6 +421,9 @@ class Workers:
         due = max(proof.delivered_at for proof in proofs) + lane.grace
         if self.clock() < due:
             self.store.postpone(job, due)
+            return False
+        # It is woken as soon as a hook has confirmed; now and then it looks by itself.
+        if self.store.await_hooks(job, lane.route.watch.after_hooks, self.clock() + LONGEST_WAIT):
             return False
         self._progress_of(job)(Stage.DISPOSE, job.version.size, 0)
         if apart:

@@ -26,7 +26,9 @@ from quaymaster.service import heads, journal, standing
 from quaymaster.service.api import Api
 from quaymaster.service.ceilings import Ceilings, give_memory_back
 from quaymaster.service.crew import Crew
+from quaymaster.service.hooks import Hooks
 from quaymaster.service.lock import Lock
+from quaymaster.service.outages import Outages
 from quaymaster.service.repeats import Repeats
 from quaymaster.service.systemd import notify, taking_time, watchdog_period
 from quaymaster.service.view.live import HEARD, Live
@@ -43,6 +45,8 @@ _LONGEST_START = 3600.0
 """Seconds for which a start may ask systemd for more time: a large database is migrated, much is recovered."""
 _LEAVING = 15.0
 """Seconds that a stop may take beyond ``stop_timeout``: what runs is put back, the log is closed."""
+_HOOKS_LEAVING = 7.0
+"""Of these, seconds for hooks that are cut off; a command has five between SIGTERM and SIGKILL."""
 _COUNT_EVERY = 5.0
 """Seconds between two counts of the queue for systemd's status line."""
 _RESCAN_AFTER = 30.0
@@ -77,6 +81,8 @@ class Daemon:
         self._live = Live()
         self._crew: Crew | None = None
         self._api: Api | None = None
+        self._hooks: Hooks | None = None
+        self._outages: Outages | None = None
         self._scans: Mapping[str, int] = {}
         self._open: dict[State, int] = {}
         self._counted_at = float("-inf")
@@ -101,6 +107,9 @@ class Daemon:
                 api = self._api = Api(self._config, store, self._emit)
                 api.start()
                 crew = self._new_crew(store)
+                self._outages = Outages(store)
+                hooks = self._hooks = Hooks(store, self._emit, lambda: heads.log_of(store))
+                hooks.serve(self._config)
             self._ready(store, recovered)
             while not self._stopping:
                 self._woken.wait(_TICK)
@@ -252,6 +261,8 @@ class Daemon:
         crew = self._new_crew(store, crew.ceilings)
         if self._api:
             self._api.reload(new)
+        if self._hooks:
+            self._hooks.serve(new)
         self._report_service(store)
         watches = _many(len(new.watches), "directory", "directories")
         self._emit(Event("config-reloaded", f"the configuration was read again; watches {watches}", Level.NOTICE))
@@ -325,6 +336,9 @@ class Daemon:
                 if self._reported.get(name) != body or (name == "progress" and body["jobs"]):
                     store.report(name, body)
                     self._reported[name] = body
+            if self._outages:
+                watches = [intake.status() for intake in crew.intakes.values()]
+                self._outages.look(watches, self._destinations, time.time())
         self._tell_standing(store, crew, running)
 
     def _running(self, crew: Crew) -> dict[int, Running]:
@@ -384,7 +398,11 @@ class Daemon:
         running = _many(sum(len(each.running) for each in [*self._retired, crew]), "file")
         self._emit(Event("stopping", f"stopping; {running} in flight may take {timeout:.0f} s", Level.NOTICE))
         deadline = time.monotonic() + timeout
+        hooks = [self._hooks] if self._hooks else []
+        for each_hook in hooks:
+            each_hook.end()
         ended = [each.stop(max(0.1, deadline - time.monotonic())) for each in [crew, *self._retired]]
+        ended += [each_hook.stop(_HOOKS_LEAVING) for each_hook in hooks]
         open_jobs = sum(
             number for states in store.counts().values() for state, (number, _) in states.items() if not state.final
         )

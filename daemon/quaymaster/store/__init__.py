@@ -15,13 +15,14 @@ from typing import Any
 
 from quaymaster.errors import StoreDamaged, StoreError, StoreLost
 from quaymaster.model import FileVersion, Identity, Job, Proof, Stage, State
-from quaymaster.store import control, copies, custody, jobs, ledger, passes, small
+from quaymaster.store import control, copies, custody, jobs, ledger, outbox, passes, small
 from quaymaster.store.control import Control, Pause
 from quaymaster.store.copies import Copy, Place, Selection
 from quaymaster.store.custody import Entry, Head
 from quaymaster.store.db import DAMAGED, FILE_NAME, Database, Transaction
 from quaymaster.store.jobs import Filter, Held
 from quaymaster.store.ledger import Delivery
+from quaymaster.store.outbox import Outbox
 from quaymaster.store.passes import Outcome, Row
 from quaymaster.store.salvage import Salvaged, salvage
 from quaymaster.store.turns import Queue
@@ -70,6 +71,7 @@ class Store:
             raise _lost(f"The database {self.path} is gone; it held {noted.seq:,} entries of the custody log")
         self._db = Database(directory, create=create)
         self._clock, self._monotonic = clock, monotonic
+        self.outbox = Outbox(self._db, clock)
         self._ahead = float("inf")  # unknown: it may have been set back while nobody looked
         self._keeps_head = create
         if create and not accept_loss and (fault := self.noted_fault()):
@@ -279,6 +281,22 @@ class Store:
         """Run the job again at ``until``, without counting a failure (a grace period)."""
         self._db.write(lambda t: jobs.postpone(t, job.id, until))
 
+    def confirmed(self, job: Job, hook: str) -> bool:
+        """Whether a hook has confirmed everything that it is to be told of a job."""
+        return self.outbox.confirmed(job.id, hook)
+
+    def await_hooks(self, job: Job, hooks: Sequence[str], until: float) -> str:
+        """The first of these hooks that has not confirmed what became of the job; empty when all have. The job then
+        runs again as soon as one has, at ``until`` at the latest, without counting a failure."""
+
+        def act(t: Transaction) -> str:
+            hook = outbox.awaited(t, job.id, hooks)
+            if hook:
+                jobs.postpone(t, job.id, until, f"its source waits until hook {hook} has confirmed")
+            return hook
+
+        return self._db.write(act) if hooks else ""
+
     def renamed(self, job: Job) -> bytes | None:
         """The path of a newer job for the very same file under another name, if there is one."""
         with self._db.read() as t:
@@ -305,6 +323,17 @@ class Store:
     def note(self, kind: str, details: Mapping[str, Any]) -> None:
         """Add an entry to the custody log that belongs to no job (service start, config change)."""
         self._db.write(lambda t: custody.append(t, kind, self._clock(), details=details))
+
+    def note_outages(self, entries: Sequence[tuple[str, Mapping[str, Any]]], still: Mapping[str, float]) -> None:
+        """Note what went away or is back (kind and details), and with it which outages are open since when."""
+
+        def act(t: Transaction) -> None:
+            now = self._clock()
+            custody.append_all(t, [(kind, 0, "", b"", details) for kind, details in entries], now)
+            body = json.dumps({"open": dict(still)})
+            t.execute("INSERT OR REPLACE INTO reports VALUES ('outages', ?, ?)", (body, now))
+
+        self._db.write(act)
 
     def _note(self, t: Any, kind: str, job: Job, details: Mapping[str, Any]) -> None:
         v = job.version

@@ -94,6 +94,11 @@ def _head(t: Transaction) -> tuple[int, str]:
     return (last["seq"], last["sha256"]) if last else (0, GENESIS)
 
 
+def head_seq(t: Transaction) -> int:
+    """The number of the newest entry; 0 while there is none."""
+    return _head(t)[0]
+
+
 def _chain(
     t: Transaction,
     head: tuple[int, str],

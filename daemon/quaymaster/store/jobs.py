@@ -261,8 +261,12 @@ def fail(
     )
 
 
-def postpone(t: Transaction, job: int, until: float) -> None:
-    t.execute("UPDATE jobs SET state = 'waiting', stage = NULL, retry_at = ? WHERE id = ?", (until, job))
+def postpone(t: Transaction, job: int, until: float, reason: str = "") -> None:
+    """Not a failure: ``reason`` is what is waited for."""
+    t.execute(
+        "UPDATE jobs SET state = 'waiting', stage = NULL, retry_at = ?, error_code = NULL, error = ? WHERE id = ?",
+        (until, reason or None, job),
+    )
 
 
 def renamed(t: Transaction, job: Job) -> bytes | None:

@@ -37,6 +37,7 @@ def test_every_command_and_option_is_in_the_manual() -> None:
     context = click.Context(commands)
     tree = {name: commands.get_command(context, name) for name in COMMANDS}
     tree |= {f"jobs {name}": found for name, found in tree["jobs"].commands.items() if name not in ("list", "show")}
+    tree |= {f"hooks {name}": found for name, found in tree["hooks"].commands.items() if name not in ("list", "show")}
     tree |= {f"audit {name}": found for name, found in tree.pop("audit").commands.items()}
     for name, command in tree.items():
         assert f"**{name}**" in text, name
@@ -53,7 +54,7 @@ def test_every_field_of_the_json_forms_is_in_the_manual(scene) -> None:
     scene.start(scene.queue(b"r"))
     named = set(re.findall(r"\*([a-z0-9_]+)\*", section(COMMAND_PAGE, "JSON")))
     for command in (
-        ["jobs"], ["jobs", "1"], ["jobs", "retry", "2", "99"], ["jobs", "drop", "2"], ["status"], ["config"],
+        ["jobs"], ["jobs", "1"], ["jobs", "retry", "2", "99"], ["jobs", "drop", "2"], ["status"], ["hooks"], ["config"],
         ["why", f"{scene.watched}/a.fastq"], ["why", f"{scene.watched}/new"], ["prove", f"{scene.watched}/a.fastq"],
         ["check", "--destinations"], ["doctor"], ["sync", "--dry-run"], ["report"], ["verify"],
         ["restore", f"{scene.watched}", "--dry-run"],
@@ -74,6 +75,7 @@ def test_the_configuration_page_has_exactly_the_settings_there_are() -> None:
         "[verify]": (settings.Verify,),
         "[destination.NAME]": (settings.S3Destination, settings.DirectoryDestination, settings.BesideDestination),
         "[watch.NAME]": (settings.Watch, settings.Compress),
+        "[hook.NAME]": (settings.Hook,),
     }
     for title, models in tables.items():
         known = {name for model in models for name in model.model_fields} - {"name", "after_dir"}

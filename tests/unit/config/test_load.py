@@ -155,6 +155,7 @@ def test_the_defaults_are_those_of_the_product(site):
         "after": "keep",
         "after_dir": None,
         "after_grace": 0.0,
+        "after_hooks": (),
         "on_change": "replace",
         "stage": None,
         "hard_links": False,

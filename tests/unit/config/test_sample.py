@@ -7,7 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from quaymaster.config import BesideDestination, Compress, DirectoryDestination, Limits, S3Destination, Service, Watch
+from quaymaster.config import (
+    BesideDestination,
+    Compress,
+    DirectoryDestination,
+    Hook,
+    Limits,
+    S3Destination,
+    Service,
+    Watch,
+)
 
 SAMPLE = Path(__file__).parents[3] / "etc" / "quaymaster.toml"
 
@@ -51,5 +60,5 @@ def test_what_it_calls_a_default_is_one(site, shipped, uncommented):
 
 def test_every_setting_is_in_it(shipped):
     shown = set(re.findall(r"(?m)^#?([a-z_]+) = ", shipped))
-    models = (Service, Limits, S3Destination, DirectoryDestination, BesideDestination, Watch, Compress)
+    models = (Service, Limits, S3Destination, DirectoryDestination, BesideDestination, Watch, Compress, Hook)
     assert {name for model in models for name in model.model_fields} - {"name", "after_dir"} <= shown

@@ -20,7 +20,12 @@ _Samples = Iterable[tuple[dict[str, str], float | int | None]]
 def exposition(found: Record, reasons: Iterable[str]) -> str:
     """``found`` is a snapshot, ``reasons`` is why the service is not healthy."""
     lines: list[str] = []
-    for name, kind, text, samples in (*_of_service(found, list(reasons)), *_of_work(found), *_of_process()):
+    for name, kind, text, samples in (
+        *_of_service(found, list(reasons)),
+        *_of_work(found),
+        *_of_hooks(found["hooks"]),
+        *_of_process(),
+    ):
         lines += _family(f"quaymaster_{name}", kind, text, samples)
     return "\n".join(lines) + "\n"
 
@@ -151,6 +156,22 @@ def _of_work(found: Record) -> _Families:
         ),
     ]
     return families
+
+
+def _of_hooks(hooks: list[Record]) -> _Families:
+    def each(field: str) -> _Samples:
+        return [({"hook": hook["name"]}, hook[field]) for hook in hooks]
+
+    up = [({"hook": hook["name"]}, int(hook["state"] != "failing")) for hook in hooks]
+    return [
+        ("hook_up", "gauge", "1 unless the hook has not taken what it was told.", up),
+        ("hook_waiting_events", "gauge", "Events in the outbox that the hook was not told yet.", each("waiting")),
+        ("hook_parked_events", "gauge", "Events that were given up.", each("parked")),
+        ("hook_behind_entries", "gauge", "Entries of the custody log that wait for room.", each("behind")),
+        ("hook_confirmed_total", "counter", "Events that the hook has taken, ever.", each("confirmed")),
+        ("hook_oldest_event_time_seconds", "gauge", "When the oldest of these happened.", each("oldest")),
+        ("hook_last_success_time_seconds", "gauge", "When the hook last took something.", each("last_success")),
+    ]
 
 
 def _use(ceilings: Record, name: str, what: str) -> _Samples:

@@ -83,6 +83,13 @@ SCHEMAS: dict[str, Schema] = {
         name=TEXT, type=TEXT, state=TEXT, error=TEXT, since=_or_null(NUMBER),
         delivered=_list(_object(watch=TEXT, **_AMOUNTS)),
     ),
+    "Hook": _object(
+        name=TEXT, type=TEXT, on=_list(TEXT), watches=_list(TEXT), state=TEXT, waiting=WHOLE, refused=WHOLE,
+        parked=WHOLE, behind=WHOLE, oldest=_or_null(NUMBER), next_try=_or_null(NUMBER), confirmed=WHOLE,
+        failing_since=_or_null(NUMBER), last_success=_or_null(NUMBER), last_error=TEXT,
+        last_error_at=_or_null(NUMBER),
+    ),
+    "Hooks": _object(hooks=_list(_ref("Hook"))),
     "Status": _object(
         version=TEXT, at=NUMBER, totals=_TALLIES, next_retry=_or_null(NUMBER), oldest_open=_or_null(NUMBER),
         service=_object(
@@ -95,7 +102,8 @@ SCHEMAS: dict[str, Schema] = {
         ),
         eta_seconds=_or_null(NUMBER),
         ceilings={"type": "object"},
-        watches=_list(_ref("Watch")), destinations=_list(_ref("Destination")), running=_list(_ref("Running")),
+        watches=_list(_ref("Watch")), destinations=_list(_ref("Destination")),
+        hooks=_list(_ref("Hook")), running=_list(_ref("Running")),
         waiting=_list(_ref("Group")), parked=_list(_ref("Group")), stalled=_list(TEXT),
         failures=_list(_object(kind=TEXT, error_code=TEXT, jobs=WHOLE)),
     ),
@@ -166,6 +174,7 @@ OPERATIONS: list[tuple[str, str, str, list[Schema], Schema | None, str, str, tup
      (400, 413, 415, 503)),
     ("post", "/api/v1/resume", "Go on with them.", [], _WATCHES, _JSON, "Steered", (400, 413, 415, 503)),
     ("post", "/api/v1/rescan", "Look through them now.", [], _WATCHES, _JSON, "Steered", (400, 413, 415, 503)),
+    ("get", "/api/v1/hooks", "Who is told what, and what they were not told yet.", [], None, _JSON, "Hooks", (503,)),
     ("get", "/api/v1/files", "What became of a file, and its proof.", [_PATH], None, _JSON, "File", (400, 503)),
     ("get", "/api/v1/events",
      "Server-sent events: `status` (a Status, at most once a second) while it changes, and what happens to files, "

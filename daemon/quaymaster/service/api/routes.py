@@ -92,6 +92,7 @@ class Routes:
             "/api/v1/jobs/{job}/retry": {"POST": self.retry},
             "/api/v1/jobs/{job}/drop": {"POST": self.drop},
             "/api/v1/files": {"GET": self.file},
+            "/api/v1/hooks": {"GET": self.hooks},
             "/api/v1/events": {"GET": self.events},
             **{f"/api/v1/{action}": {"POST": self.steer} for action in ACTIONS},
             **{path: {"GET": self.page} for path in page_files()},
@@ -204,6 +205,10 @@ class Routes:
             return {"why": why_record(found), "prove": prove_record(trail(place, self._site.store, chain=False))}
 
         return _json(await self._site.looking.run(ask, _PATIENCE))
+
+    async def hooks(self, request: Request) -> Response:
+        _query(request, ())
+        return _json({"hooks": (await self._ask(self._site.status))["hooks"]})
 
     async def events(self, request: Request) -> Response:
         _query(request, ())

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 from quaymaster.config import Config
 from quaymaster.errors import StoreError
+from quaymaster.service.view.hooks import failing
 from quaymaster.service.view.records import Record
 from quaymaster.service.view.snapshot import snapshot
 from quaymaster.store import Store
@@ -134,6 +135,7 @@ class Site:
         for destination in found["destinations"]:
             if destination["state"] == "failing":
                 why.append(f"destination {destination['name']} fails: {destination['error']}")
+        why += failing(found["hooks"], found["at"])
         why += [f"standing still: {what}" for what in found["stalled"]]
         last = found["verify"]["last"]
         faults = {name: last[name] for name in ("missing", "changed", "damaged") if last[name]} if last else {}
@@ -144,6 +146,9 @@ class Site:
 def notes(found: Record) -> list[str]:
     """What does not keep the service from its work, and is worth knowing."""
     said = [f"{group['jobs']} parked: {group['error_code']}" for group in found["parked"]]
+    said += [
+        f"hook {hook['name']} was given up on {hook['parked']} events" for hook in found["hooks"] if hook["parked"]
+    ]
     for watch in found["watches"]:
         if watch["state"] == "degraded":
             said.append(f"watch {watch['name']} polls: {watch['reason']}")

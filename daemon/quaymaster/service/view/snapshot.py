@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from quaymaster import __version__
 from quaymaster.model import Job, State
+from quaymaster.service.view.hooks import hook_records
 from quaymaster.service.view.records import Record, job_record, path_record
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ def snapshot(config: Config, store: Store, pid: int | None, now: float) -> Recor
         "ceilings": reports.get("ceilings", (0.0, {}))[1] if pid is not None else {},
         "watches": _watches(config, store, reports, counts, control, running=pid is not None),
         "destinations": _destinations(config, reports, of_rates, running=pid is not None),
+        "hooks": hook_records(config, store, now),
         "running": running,
         "waiting": [_group(group) for group in held if group.state is State.WAITING],
         "parked": [_group(group) for group in held if group.state is State.PARKED],
