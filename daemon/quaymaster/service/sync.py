@@ -311,6 +311,9 @@ class Sync:
 
     # -- sending --
 
+    def _unit_of(self, version: FileVersion) -> bytes | None:
+        return self.config.watches[version.watch].unit_of(version.path)
+
     def _enqueue_and_follow(self, store: Store, lock: Lock | None, since: float) -> None:
         from quaymaster.service import room  # a pass that only looks sends nothing
         from quaymaster.service.sending import Sending
@@ -318,9 +321,12 @@ class Sync:
         room.check(self.config, self._stations, self._send + self._again, store.ratio)
         began = self.monotonic()
         for start in range(0, len(self._send), _BATCH):
-            store.enqueue(self._send[start : start + _BATCH])
+            store.units.enqueue(self._send[start : start + _BATCH], self._unit_of)
         if self._again:
             store.send_again(self._again)
+            again = {(version.watch, unit) for version in self._again if (unit := self._unit_of(version))}
+            for name, unit in sorted(again):
+                store.units.touch(name, unit, "sent again")
         if self._open:
             self._retry(store)
         jobs = sorted({*self._open, *store.numbers(self._send + self._again)})

@@ -25,8 +25,10 @@ from quaymaster.store.ledger import Delivery
 from quaymaster.store.passes import Outcome, Row
 from quaymaster.store.salvage import Salvaged, salvage
 from quaymaster.store.turns import Queue
+from quaymaster.store.units import Contents, Unit, Units, UnitState
 
 __all__ = [
+    "Contents",
     "Control",
     "Copy",
     "Delivery",
@@ -41,6 +43,9 @@ __all__ = [
     "Row",
     "Selection",
     "Store",
+    "Unit",
+    "UnitState",
+    "Units",
 ]
 
 HEAD_FILE = "custody-head"
@@ -70,6 +75,7 @@ class Store:
             raise _lost(f"The database {self.path} is gone; it held {noted.seq:,} entries of the custody log")
         self._db = Database(directory, create=create)
         self._clock, self._monotonic = clock, monotonic
+        self.units = Units(self._db, clock)
         self._ahead = float("inf")  # unknown: it may have been set back while nobody looked
         self._keeps_head = create
         if create and not accept_loss and (fault := self.noted_fault()):
