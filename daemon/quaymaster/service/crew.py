@@ -17,11 +17,10 @@ from quaymaster.intake.intake import Intake
 from quaymaster.keys import escape
 from quaymaster.model import Emit, FileVersion, Identity, watch_of
 from quaymaster.pipeline.worker import Lane, Running, Workers
-from quaymaster.service import anchor, build, travel
+from quaymaster.service import anchor, build, travel, units
 from quaymaster.service.ceilings import Ceilings
 from quaymaster.service.heads import Heads
 from quaymaster.service.scrubber import Scrubber
-from quaymaster.service.units import Keeper
 from quaymaster.store import Store
 
 _INTAKE_STOP = 2.0
@@ -83,7 +82,7 @@ class Crew(Carriers):
 
     def __init__(self, config: Config, store: Store, emit: Emit, ceilings: Ceilings | None = None) -> None:
         super().__init__(config, store, emit, ceilings)
-        self._keepers: list[Keeper] = []
+        self._keepers: list[units.Keeper] = []
         self.intakes = {watch.name: self._intake(watch) for watch in config.watches.values()}
         self._noticing: list[Intake] = []
         self._workers = self.workers(self.intakes)
@@ -175,13 +174,22 @@ class Crew(Carriers):
             return new
 
         memory = anchor.memory(store, anchor.of_watch(watch.name), watch.name, watch.path)
-        intake = Intake(watch, known=known, enqueue=enqueue, emit=self._emit, report=lambda _: None, memory=memory)
+        held = units.Held(watch, store)
+        intake = Intake(
+            watch,
+            known=known,
+            enqueue=enqueue,
+            emit=self._emit,
+            report=lambda _: None,
+            memory=memory,
+            held=held,
+        )
         if watch.unit:
             self._keepers.append(self._keeper(watch, intake, known))
         return intake
 
-    def _keeper(self, watch: Watch, intake: Intake, known: Known) -> Keeper:
-        return Keeper(
+    def _keeper(self, watch: Watch, intake: Intake, known: Known) -> units.Keeper:
+        return units.Keeper(
             watch,
             self._store,
             intake,

@@ -39,15 +39,37 @@ _LOOK_FOR_NEW = 10.0
 """Seconds between looks for units that have no file yet."""
 _REST = 5.0
 """Times as long as a look at a unit took, it is left alone before the next."""
-_PUBLISHED_AGAIN = 30.0
+_PUBLISHED_AGAIN = 5.0
 """Seconds between looks whether what was missing of a published unit has come."""
 _STOP = 2.0
+_MOST_KNOWN = 10_000
 _STUCK = (State.PARKED, State.DROPPED)
 
 
 def own_directory(staging_dir: str, watch: str, destination: str) -> str:
     """Where the lists of a watch's units for one destination are written."""
     return os.path.join(staging_dir, "units", published_as(watch, destination))
+
+
+class Held:
+    """Whether a file waits for the unit that it is in (``upload = "unit"``). For one thread."""
+
+    def __init__(self, watch: Watch, store: Store, monotonic: Callable[[], float] = time.monotonic) -> None:
+        self._watch, self._store, self._monotonic = watch, store, monotonic
+        self._known: dict[bytes, tuple[bool, float]] = {}
+
+    def __call__(self, path: bytes) -> bool:
+        if self._watch.upload != "unit" or (path_of_unit := self._watch.unit_of(path)) is None:
+            return False
+        now = self._monotonic()
+        answer, until = self._known.get(path_of_unit, (True, float("-inf")))
+        if now >= until:
+            if len(self._known) >= _MOST_KNOWN:
+                self._known.clear()
+            unit = self._store.units.get(self._watch.name, path_of_unit)
+            answer = unit is None or not unit.released
+            self._known[path_of_unit] = answer, now + _TICK
+        return answer
 
 
 class Keeper:
@@ -187,6 +209,7 @@ class Keeper:
         if not seen.files:
             return "it has no file yet"
         self._store.units.release(unit)
+        self._stopping.wait(_TICK)  # what intake knows of it is as old as that
         self._intake.rescan()
         return "its files are being queued"
 

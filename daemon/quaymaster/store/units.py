@@ -92,6 +92,17 @@ class Units:
             rows = t.execute(f"{_SELECT} WHERE {' AND '.join(where)} ORDER BY watches.name, units.path", values)
             return [_unit(row) for row in rows]
 
+    def counts(self) -> dict[str, dict[UnitState, int]]:
+        """For each watch and state: how many."""
+        found: dict[str, dict[UnitState, int]] = {}
+        with self._db.read() as t:
+            for name, state, number in t.execute(
+                "SELECT watches.name, units.state, count(*) FROM units JOIN watches ON watches.id = units.watch_id"
+                " GROUP BY units.watch_id, units.state"
+            ):
+                found.setdefault(name, {})[UnitState(state)] = number
+        return found
+
     def get(self, watch: str, path: bytes) -> Unit | None:
         with self._db.read() as t:
             return _get(t, watch, path)
