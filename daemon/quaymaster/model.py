@@ -35,6 +35,24 @@ class FileVersion:
         return self.identity.size
 
 
+MANIFEST = "quaymaster-manifest.json"
+"""What a unit's manifest is called, in its directory at a destination."""
+SUMS = "SHA256SUMS"
+"""What the list of its files is called that sha256sum(1) reads; ``quaymaster-SHA256SUMS`` where a file of the unit has
+that name itself."""
+
+
+def published_as(watch: str, destination: str) -> str:
+    """The name under which the service's own files about a watch travel to a destination (PRODUCT W5). No watch of a
+    configuration can have such a name."""
+    return f"{watch}@{destination}"
+
+
+def watch_of(name: str) -> str:
+    """The watch that the files of that name belong to: the inverse of :func:`published_as`, or the name itself."""
+    return name.partition("@")[0]
+
+
 class State(StrEnum):
     """Where a job stands. The same words are in the CHECK constraint of the jobs table."""
 

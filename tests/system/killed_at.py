@@ -4,7 +4,8 @@
 
 A step is a thing that lasts: a commit, a sync, a link, a rename, a removal, a request to S3. It is named by what it is
 and where in the code, e.g. "link in publish_name". The steps come from the code itself, so that none is forgotten: each
-one that is passed is written to LOG. WHEN is "before" or "after"; with an empty STEP nothing is killed.
+one that is passed is written to LOG. WHEN is "before" or "after"; with an empty STEP nothing is killed. With
+KILLED_AT_OCCURRENCE=N in the environment it is killed the Nth time that it comes there.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ class Trap:
     def __init__(self, log: str, step: str, when: str) -> None:
         self._log = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         self._step, self._when = step, when
+        self._left = int(os.environ.get("KILLED_AT_OCCURRENCE", "1"))
         self._seen: set[str] = set()
         self._lock = threading.Lock()
 
@@ -33,12 +35,15 @@ class Trap:
                 self._seen.add(name)
             if new:
                 os.write(self._log, f"{name}\n".encode())
-        if self._step in names and self._when == "before":
+        with self._lock:
+            self._left -= self._step in names
+            now = self._step in names and self._left <= 0
+        if now and self._when == "before":
             os.kill(os.getpid(), signal.SIGKILL)
         try:
             return act()
         finally:  # also when it failed: that is a step too
-            if self._step in names and self._when == "after":
+            if now and self._when == "after":
                 os.kill(os.getpid(), signal.SIGKILL)
 
 

@@ -29,6 +29,7 @@ COMMANDS = (
     "config",
     "status",
     "jobs",
+    "units",
     "pause",
     "resume",
     "rescan",

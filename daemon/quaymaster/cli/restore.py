@@ -23,6 +23,7 @@ from quaymaster.errors import NotSupported, QuaymasterError, UsageError
 if TYPE_CHECKING:
     from quaymaster.config import Config
     from quaymaster.model import Identity
+    from quaymaster.pipeline.delivered_unit import DeliveredUnit
     from quaymaster.pipeline.flights import Flights
     from quaymaster.pipeline.landing import Ground
     from quaymaster.pipeline.recall import Spot
@@ -45,6 +46,7 @@ class Options:
     at: float
     to: str | None
     from_destination: bool
+    unit: str | None
     dry_run: bool
     workers: int
     quiet: bool
@@ -76,6 +78,7 @@ def moment(_context: click.Context, _option: click.Parameter, text: str | None) 
 @click.option("--at", metavar="TIME", callback=moment, help="As they were delivered then, such as 2026-03-31T18:00.")
 @click.option("--to", metavar="DIR", help="Below this directory, instead of where they were.")
 @click.option("--from-destination", is_flag=True, help="Without the ledger: by what the destination alone tells.")
+@click.option("--unit", metavar="DIR|KEY", help="A directory that was delivered as one, by its manifest alone.")
 @click.option("--dry-run", is_flag=True, help="Only say what would be done.")
 @click.option("--workers", type=click.IntRange(1, 64), default=4, help="Files at once; 4 if not given.")
 @click.option("--quiet", is_flag=True, help="No progress; failures and the summary alone.")
@@ -90,6 +93,9 @@ def command(session: Session, paths: Sequence[str], **given: object) -> int:
     --from-destination needs neither ledger nor state: objects in S3 say by their metadata what they are. With --to they
     are laid out as at the destination. Files of a directory destination have no such record and come as they are.
 
+    --unit needs neither as well: what a unit's manifest tells comes back, with SHA256SUMS beside it, which sha256sum -c
+    accepts. The unit is named by its directory or by the key of its manifest.
+
     Exit code 1 if a file did not come back, 3 if a copy does not have the bytes that were recorded.
 
     \b
@@ -97,12 +103,15 @@ def command(session: Session, paths: Sequence[str], **given: object) -> int:
       quaymaster restore /srv/sequencer/run7
       quaymaster restore /srv/sequencer/run7 --at 2026-03-31T18:00 --to /tmp/then
       quaymaster restore --watch sequencer --dry-run
+      quaymaster restore --unit /srv/sequencer/run7 --destination archive --to /srv/recovered
       quaymaster restore --from-destination --destination archive --to /srv/recovered
     """
     options = Options(paths=paths, **given)  # type: ignore[arg-type]
     if options.at and options.from_destination:
         raise UsageError("--at needs the ledger", "Leave out --at or --from-destination")
-    if not (paths or options.prefix or options.watch or options.destination or options.to):
+    if options.unit and (paths or options.prefix or options.watch or options.at or options.from_destination):
+        raise UsageError("--unit comes back as a whole", "Leave out what else names files")
+    if not (paths or options.unit or options.prefix or options.watch or options.destination or options.to):
         raise UsageError("It is not said what to restore", "Name a PATH, --prefix, --watch, --destination or --to")
     config = session.config()
     which = replace(
@@ -122,7 +131,8 @@ def _store(session: Session, config: Config, stack: ExitStack, options: Options)
     """The store; None without one, when it is not needed."""
     from quaymaster.store.db import FILE_NAME
 
-    if options.from_destination and not os.path.exists(os.path.join(config.service.state_dir, FILE_NAME)):
+    without = options.from_destination or options.unit
+    if without and not os.path.exists(os.path.join(config.service.state_dir, FILE_NAME)):
         return None
     return stack.enter_context(session.store(config))
 
@@ -136,6 +146,7 @@ class _Run:
     store: Store | None
     places: Places
     _grounds: dict[str, Ground] = field(default_factory=dict)
+    _unit: DeliveredUnit | None = None
     _passed_bytes: int = 0
     """Of files that needed no reading."""
     _counts: dict[str, int] = field(default_factory=dict)
@@ -145,6 +156,16 @@ class _Run:
     _files: list[records.Record] = field(default_factory=list)
 
     def run(self) -> int:
+
+        with ExitStack() as stack:
+            if self.options.unit:
+                from quaymaster.cli.verify_unit import delivered
+
+                unit = delivered(self.config, self.places, self.options.unit, self.options.destination)
+                self._unit = stack.enter_context(unit)
+            return self._run()
+
+    def _run(self) -> int:
         from quaymaster.pipeline.restore import Restore
 
         options, began, rate = self.options, time.monotonic(), Rate()
@@ -156,13 +177,16 @@ class _Run:
             ):
                 for result in results:
                     self._count(result, progress)
+            if self._unit and not options.dry_run:
+                self._restore_sums(self._unit)
         finally:
             for ground in self._grounds.values():
                 ground.sweep()
         return self._sum_up(time.monotonic() - began)
 
     def _viewed(self, flights: Flights, rate: Rate) -> Callable[[], View]:
-        known = self.store is not None and not (self.options.from_destination or self.options.quiet)
+        without = self.options.from_destination or self.options.unit
+        known = self.store is not None and not (without or self.options.quiet)
         files, size = self.store.extent(self.which) if known and self.store else (0, 0)
 
         def view() -> View:
@@ -178,6 +202,9 @@ class _Run:
         from quaymaster.pipeline import recall
 
         self._prepare_grounds()
+        if self._unit:
+            yield from self._unit.finds(self._spot_in_unit)
+            return
         if not self.options.from_destination:
             assert self.store is not None
             yield from recall.from_ledger(self.store, self.which, self._spot)
@@ -230,6 +257,35 @@ class _Run:
         if watch not in self._grounds:
             return f"Watch {watch} is not configured any more: say with --to where it is to go"
         return Spot(self._grounds[watch], path, at_home=True)
+
+    def _spot_in_unit(self, path: bytes) -> Spot | str:
+        from quaymaster.pipeline.recall import Spot
+
+        assert self._unit is not None
+        if self.options.to is not None:
+            return Spot(self._grounds[""], path)
+        return self._spot(self._unit.watch, self._unit.head.unit + b"/" + path)
+
+    def _restore_sums(self, unit: DeliveredUnit) -> None:
+        """The list that sha256sum(1) reads, unless there is a file of that name."""
+        from quaymaster.model import FileVersion
+
+        spot = self._spot_in_unit(unit.head.sums.encode())
+        if isinstance(spot, str):
+            return
+        with spot.ground.folder(spot.target, create=True) as directory:
+            if directory is None or spot.ground.present(directory, spot.target) is not None:
+                return
+            landing = spot.ground.begin(directory, spot.target, 0)
+            try:
+                for line in unit.sums():
+                    landing.write(line)
+                identity = landing.complete(0o644, time.time_ns())
+                if spot.at_home and self.store is not None:  # else it would be taken for a new file
+                    self.store.expect(FileVersion(unit.watch, spot.target, identity))
+                landing.publish()
+            finally:
+                landing.abort()
 
     def _one_watch(self) -> bool:
         named = {watch for watch, _ in self.which.paths}

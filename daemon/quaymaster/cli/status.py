@@ -12,6 +12,7 @@ from quaymaster.cli.records import Record
 from quaymaster.cli.session import Session, in_session
 from quaymaster.model import State
 from quaymaster.service.view.snapshot import snapshot
+from quaymaster.service.view.units import overdue_text
 
 _CAUSES = 5
 
@@ -156,8 +157,8 @@ def _watch_rows(watches: list[Record], columns: int, now: float) -> _Rows:
     title, *lines = show.table(header, cells)
     rows = [[title]]
     for watch, line in zip(shown, lines, strict=True):
-        told = [text for text in (_paused(watch, now), _reason(watch, now), _not_taken(watch["seen"])) if text]
-        rows.append([line, *(part for text in told for part in show.wrapped(text, columns, 2, 4))])
+        told = [_paused(watch, now), _reason(watch, now), _not_taken(watch["seen"]), _units(watch)]
+        rows.append([line, *(part for text in told if text for part in show.wrapped(text, columns, 2, 4))])
     return rows
 
 
@@ -167,6 +168,16 @@ def _paused(watch: Record, now: float) -> str:
     since, by = watch["paused"]["since"], watch["paused"]["by"]
     resume = f"quaymaster resume {watch['name']}"
     return f"paused for {show.duration(now - since)}, since {show.when(since)}, by {by}; go on with: {resume}"
+
+
+def _units(watch: Record) -> str:
+    """How many of its directories are not published, and which are overdue."""
+    units = watch["units"]
+    if not units or not (units["open"] or units["complete"]):
+        return ""
+    parts = [f"{units[state]:,} {state}" for state in ("open", "complete", "published") if units[state]]
+    late = overdue_text(watch["name"], units)
+    return f"units: {', '.join(parts)}" + (f"; {late}" if late else "; see quaymaster units")
 
 
 def _reason(watch: Record, now: float) -> str:

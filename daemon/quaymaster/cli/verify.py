@@ -47,6 +47,7 @@ def size(_context: click.Context, _option: click.Parameter, text: str | None) ->
     help="How thoroughly; checksum if not given.",
 )
 @click.option("--budget", metavar="SIZE", callback=size, help="Read at most so many bytes, such as 50GiB.")
+@click.option("--unit", metavar="DIR|KEY", help="A directory that was delivered as one, by its manifest alone.")
 @click.option("--quiet", is_flag=True, help="No progress; faults and the summary alone.")
 @in_session
 def command(
@@ -56,6 +57,7 @@ def command(
     destination: str | None,
     level: str,
     budget: int | None,
+    unit: str | None,
     quiet: bool,
 ) -> int:
     """Compare the ledger with what the destinations hold. Nothing is repaired or removed.
@@ -63,6 +65,9 @@ def command(
     listing finds what is missing, of another size or put there by somebody else. checksum also compares the checksum
     that the destination keeps of each object. readback also reads objects, those first that were read the longest ago,
     and compares every byte; with --budget, repeated runs go round everything. PATH is a file or a directory.
+
+    --unit needs no ledger: it compares the objects with the manifest of a unit, which is named by its directory or by
+    the key of the manifest.
 
     A copy that is not what it was is an integrity failure: exit code 3. What could not be asked is not "missing": exit
     code 1.
@@ -73,7 +78,14 @@ def command(
       quaymaster verify --level listing --destination archive
       quaymaster verify --level readback --budget 100GiB
       quaymaster verify --level readback /srv/sequencer/run7
+      quaymaster verify --unit /srv/sequencer/run7 --destination archive
     """
+    if unit:
+        if paths or watch or budget is not None:
+            raise UsageError("--unit is verified as a whole", "Leave out PATH, --watch and --budget")
+        from quaymaster.cli.verify_unit import verify
+
+        return verify(session, unit, destination, level)
     from quaymaster.pipeline.scrub import Depth, Scrub
     from quaymaster.service.places import Places
     from quaymaster.store import Selection

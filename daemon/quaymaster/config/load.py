@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from quaymaster.config import bandwidth, rules, show
+from quaymaster.config import bandwidth, profiles, rules, show
 from quaymaster.config.documents import Documents, read
 from quaymaster.config.lines import Path
 from quaymaster.config.machine import Machine
@@ -51,8 +51,10 @@ _TABLES: dict[str, tuple[type[BaseModel], ...]] = {
     "destination": tuple(_DESTINATIONS.values()),
     "watch": (Watch,),
     "hook": (Hook,),
+    "profile": (Watch,),
 }
 _NOT_KEYS = {"name", "after_dir"}  # fields that the file says in another way
+_NOT_IN_PROFILES = {"name", "path", "profile"}
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _SECRET = re.compile(r"secret|passw|passphrase|token|access_?key|api_?key|private_?key")
 _STAND_INS: Mapping[object, object] = {"destinations": [""], "compress": "zstd"}
@@ -72,11 +74,11 @@ def load(path: str = DEFAULT_PATH, environ: Mapping[str, str] = os.environ, mach
     Raises ConfigError with all problems of all files, each "FILE:LINE: [table] key: what is wrong; what to do".
     Only what is wrong in the text counts: for what is missing on this machine see ``problems_on_disk``.
     """
-    config, documents, problems = _read(path, environ, machine)
+    config, tables, problems = _read(path, environ, machine)
     if lines := problems.lines():
         raise ConfigError(lines)
     config = config.model_copy(update={"digest": show.digest(config)})
-    config._places.update(_places(documents))
+    config._places.update(tables.places())
     return config
 
 
@@ -92,7 +94,7 @@ def load_sound(path: str = DEFAULT_PATH, environ: Mapping[str, str] = os.environ
     return config.model_copy(update={"watches": sound}), lines
 
 
-def _read(path: str, environ: Mapping[str, str], machine: Machine | None) -> tuple[Config, Documents, Problems]:
+def _read(path: str, environ: Mapping[str, str], machine: Machine | None) -> tuple[Config, _Tables, Problems]:
     problems = Problems(path)
     documents = read(path, problems)
     own = _own_paths(path, environ)
@@ -100,6 +102,7 @@ def _read(path: str, environ: Mapping[str, str], machine: Machine | None) -> tup
     service, limits = tables.service(own), tables.limits()
     verify, api = tables.verify(), tables.api(own)
     destinations, watches, hooks = tables.destinations(), tables.watches(), tables.hooks()
+    tables.look_at_profiles()
     disabled = _compression_disabled(environ, problems)
     rules.check(service, destinations, watches, problems)
     rules.check_hooks(hooks, watches, problems)
@@ -114,7 +117,7 @@ def _read(path: str, environ: Mapping[str, str], machine: Machine | None) -> tup
         compression_disabled=disabled,
         sources=tuple(documents.sources),
     )
-    return config, documents, problems
+    return config, tables, problems
 
 
 def _own_paths(path: str, environ: Mapping[str, str]) -> dict[str, str]:
@@ -138,10 +141,12 @@ class _Tables:
     """The merged tables, turned into models one by one, so that a wrong one does not hide what is wrong elsewhere."""
 
     def __init__(self, documents: Documents, problems: Problems, machine: Machine) -> None:
-        self._raw = documents.tables
+        self._documents, self._raw = documents, documents.tables
         self._complete = documents.complete
         self._problems = problems
         self._machine = machine
+        self._of_profiles: dict[tuple[str, ...], str] = {}
+        """What watches have from their profiles: where it is written."""
         for key, value in self._raw.items():
             if key not in _TABLES:
                 headers = dict(zip(_TABLES, _headers(), strict=True))
@@ -206,6 +211,7 @@ class _Tables:
         tables = self._named("watch")
         for name, table in tables.items():
             keys = ("watch", name)
+            table = self._with_profile(table, keys)
             names = self._known_destinations(table.get("destinations"), keys)
             if any(self._kind(destination) == "beside" for destination in names):
                 table = {"key": "{path}"} | table  # the same place in the tree: PRODUCT P9
@@ -224,6 +230,39 @@ class _Tables:
             if hook is not None:
                 found[name] = hook
         return found
+
+    def _with_profile(self, table: dict[str, Any], keys: Path) -> dict[str, Any]:
+        """The settings of a watch, and of its profile what it does not say itself."""
+        name = table.get("profile")
+        if not isinstance(name, str) or name == "none":
+            return table
+        of_site = self._raw.get("profile", {})
+        if isinstance(of_site, dict) and isinstance(of_site.get(name), dict):
+            found, of_file = of_site[name], True
+        elif (built_in := profiles.built_in(name)) is not None:
+            found, of_file = built_in, False
+        else:
+            known = [*profiles.names(), *(of_site if isinstance(of_site, dict) else ())]
+            advice = _alike(name, known) or f"there are {', '.join(known)}, or add a table [profile.{part(name)}]"
+            if self._complete:
+                self._problems.add((*keys, "profile"), f"there is no profile {quoted(name)}; {advice}")
+            return table
+        taken = {key: value for key, value in found.items() if key not in table and key not in _NOT_IN_PROFILES}
+        for key in taken:
+            place = str(self._problems.place(("profile", name, key))) if of_file else f"profile {name}"
+            self._of_profiles[(*map(str, keys), key)] = place
+        return table | taken
+
+    def look_at_profiles(self) -> None:
+        """What no watch would notice: keys that are none."""
+        for name, table in self._named("profile").items():
+            keys = ("profile", name)
+            for key in table.keys() & _NOT_IN_PROFILES:
+                self._problems.add((*keys, key), "belongs to one watch; move it to [watch.NAME]")
+            self._without_unknown((Watch,), {k: v for k, v in table.items() if k not in _NOT_IN_PROFILES}, keys)
+
+    def places(self) -> dict[tuple[str, ...], str]:
+        return self._of_profiles | _places(self._documents)
 
     def _known_destinations(self, names: object, keys: Path) -> list[str]:
         """The names that a watch lists; those without a table become problems."""
@@ -318,9 +357,10 @@ class _Tables:
 
 
 def _key_of(error: Any, section: object) -> Path:
-    """The key that the file has for the field pydantic names; a watch as a whole can only be wrong about ``after``, and
-    a hook about what it does."""
-    path: Path = error["loc"] or ("command" if section == "hook" else "after",)
+    """The key that the file has for the field pydantic names; a watch as a whole can only be wrong about ``after`` and
+    ``unit``, and a hook about what it does."""
+    whole = "command" if section == "hook" else "unit" if error["type"] == "unit" else "after"
+    path: Path = error["loc"] or (whole,)
     return tuple("after" if key == "after_dir" else key for key in path)
 
 
@@ -358,6 +398,8 @@ def _text(error: Any, key: str) -> str:
     match error["type"]:
         case "value_error":
             return str(context["error"])
+        case "unit":
+            return str(error["msg"])
         case "missing":
             return f"is missing; write {_EXAMPLES.get(key, f'{key} = ...')}"
         case "string_type":

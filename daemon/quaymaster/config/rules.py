@@ -104,6 +104,9 @@ def _watches(
         if beside and watch.compress is None:
             advice = 'write compress = "zstd", or remove it'
             problems.add((*keys, "destinations"), f"without compress {beside[0]} has nothing to publish; {advice}")
+        if beside and watch.unit:
+            advice = "name a destination of another place, or remove unit"
+            problems.add((*keys, "unit"), f"{beside[0]} has no copy of what is not compressed to list; {advice}")
         if len(beside) > 1:
             text = f"{' and '.join(beside)} would write the same file; remove one"
             problems.add((*keys, "destinations"), text)

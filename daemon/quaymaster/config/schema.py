@@ -12,14 +12,16 @@ import re
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, field_validator, model_validator
-from pydantic_core import core_schema
+from pydantic_core import PydanticCustomError, core_schema
 
 from quaymaster.config import show, values
 from quaymaster.config.bandwidth import Bandwidth, Rates
 from quaymaster.config.machine import Machine
+from quaymaster.config.runs import DEEPEST, Layout, Whole, glob_problem, path_matches
 from quaymaster.config.units import GIB, MIB, SHORTEST_WAIT, Seconds, Size
 from quaymaster.config.values import quoted
 from quaymaster.keys import template_problem
+from quaymaster.model import MANIFEST
 
 Places = dict[tuple[str, ...], str]
 """Dotted key -> "FILE:LINE"."""
@@ -69,6 +71,16 @@ _HOST = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,252}")
 AbsolutePath = Annotated[str, AfterValidator(_absolute)]
 Texts = Annotated[tuple[str, ...], Field(strict=False)]  # TOML arrays arrive as lists
 Globs = Annotated[Texts, AfterValidator(_globs)]
+
+
+def _unit_files(patterns: tuple[str, ...]) -> tuple[str, ...]:
+    for pattern in patterns:
+        if problem := glob_problem(pattern):
+            raise ValueError(problem)
+    return patterns
+
+
+UnitFiles = Annotated[Texts, AfterValidator(_unit_files)]
 
 
 def _credential_name(name: str | None) -> str | None:
@@ -380,6 +392,28 @@ class Watch(_Table):
     order: Literal["oldest", "smallest"] = "oldest"
     """Which of its waiting files goes first."""
     compress: Compress | None = None
+    never_compress: Texts = ()
+    """Patterns of names of files that go as they are, such as ``*.bam``."""
+    profile: str | None = None
+    """Whose settings it has where it says nothing itself."""
+    unit: Literal["directory"] | None = None
+    """A directory of it counts as delivered when it is whole, as a manifest then tells (PRODUCT W5)."""
+    unit_depth: int = Field(1, ge=1, le=DEEPEST)
+    """Levels below ``path`` on which the units are."""
+    unit_pattern: str | None = None
+    """The paths that units have, level by level, instead of a depth: ``*/run_*``."""
+    unit_complete: UnitFiles = ()
+    """Files that a whole unit has: all of them."""
+    unit_complete_any: UnitFiles = ()
+    """Files of which a whole unit has one."""
+    unit_idle: Annotated[float | None, Duration(SHORTEST_WAIT, word="none")] = None
+    """Seconds without anything new after which a unit is whole."""
+    unit_open_max: Annotated[float | None, Duration(SHORTEST_WAIT, word="none")] = 3 * 86400.0
+    """Seconds after which a unit that is not published is an alarm."""
+    upload: Literal["file", "unit"] = "file"
+    """When files of a unit travel: each as it settles, or all when the unit is whole."""
+    after_unit: bool = True
+    """``delete`` and ``move`` wait until the manifest of the source's unit is published."""
     key: str = "{watch}/{path}"
     verify: Literal["checksum", "readback"] = "checksum"
     digests: Annotated[tuple[Literal["blake2b", "sha1", "md5"], ...], Field(strict=False)] = ()
@@ -438,8 +472,48 @@ class Watch(_Table):
 
     @property
     def ignored(self) -> tuple[str, ...]:
-        """The patterns of ``ignore``, and the sentinel."""
-        return (*self.ignore, f"/{self.sentinel}") if self.sentinel else self.ignore
+        """The patterns of ``ignore``, the sentinel, and a manifest that came back with its unit."""
+        own: tuple[str, ...] = (f"/{self.sentinel}",) if self.sentinel else ()
+        if self.unit:
+            own += ("/" + (self.unit_pattern or "/".join("*" * self.unit_depth)) + f"/{MANIFEST}",)
+        return (*self.ignore, *own)
+
+    @field_validator("unit", mode="before")
+    @classmethod
+    def _unit_word(cls, value: Any) -> Any:
+        return None if value == "none" else value
+
+    @field_validator("unit_pattern")
+    @classmethod
+    def _unit_pattern_levels(cls, pattern: str | None) -> str | None:
+        if pattern is not None and (problem := glob_problem(pattern)):
+            raise ValueError(problem)
+        return pattern
+
+    @field_validator("profile")
+    @classmethod
+    def _profile_word(cls, name: str | None) -> str | None:
+        return None if name == "none" else name
+
+    @property
+    def layout(self) -> Layout:
+        """Where its units are."""
+        return Layout.of(self.unit_depth, self.unit_pattern)
+
+    def unit_of(self, path: bytes) -> bytes | None:
+        """The unit that a file is in; None when it is in none."""
+        return self.layout.unit_of(path) if self.unit else None
+
+    @property
+    def whole(self) -> Whole:
+        """What says that a unit is whole; the marker of the watch does where nothing else is said."""
+        marker = (self.marker,) if self.marker else ()
+        said = bool(self.unit_complete or self.unit_complete_any or self.unit_idle is not None)
+        return Whole(self.unit_complete if said else marker, self.unit_complete_any, self.unit_idle)
+
+    def compresses(self, name: bytes) -> bool:
+        """Whether no pattern of ``never_compress`` fits a file's name."""
+        return not any(path_matches(name, pattern) for pattern in self.never_compress)
 
     @field_validator("key")
     @classmethod
@@ -452,6 +526,15 @@ class Watch(_Table):
     def _move_needs_directory(self) -> Self:
         if self.after == "move" and self.after_dir is None:
             raise ValueError('"move" has no directory; write after = "move:/absolute/directory"')
+        return self
+
+    @model_validator(mode="after")
+    def _unit_is_told(self) -> Self:
+        """What the keys of units have to do with each other is wrong with ``unit``: load.py says so."""
+        if self.unit and not self.whole.patterns and self.whole.idle is None:
+            raise PydanticCustomError(
+                "unit", 'nothing says when one is whole; write unit_complete = ["NAME"] or unit_idle = "10min"'
+            )
         return self
 
 

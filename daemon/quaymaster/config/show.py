@@ -54,7 +54,9 @@ def _table(table: BaseModel, *keys: str) -> Iterator[Setting]:
 
 def _toml_value(name: str, value: Any, unit: Size | Seconds | None) -> str:
     if value is None:
-        word = {"compress": "none", "stage": "auto"}.get(name, unit.word if unit else "")
+        word = {"compress": "none", "stage": "auto", "unit": "none", "profile": "none"}.get(
+            name, unit.word if unit else ""
+        )
         return f'"{word}"' if word else ""
     return _literal(unit.show(value) if unit else value)
 

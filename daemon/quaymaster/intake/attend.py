@@ -88,10 +88,12 @@ class Attendance:
         *,
         beat: Callable[[], None] = lambda: None,
         scanned: Callable[[int], None] = lambda _: None,
+        held: Callable[[bytes], bool] = lambda _: False,
     ) -> None:
         """``beat`` is called after each answer of the filesystem, ``scanned`` with the number of all directory entries
-        after each full scan; it may raise SourceUnavailable."""
-        self._beat, self._scanned = beat, scanned
+        after each full scan; it may raise SourceUnavailable. ``held`` says of a path that it is not to be taken yet:
+        whoever says so asks for a scan when that is over."""
+        self._beat, self._scanned, self._held = beat, scanned, held
         self._watch, self._ground, self._counts, self._clock = watch, ground, counts, clock
         self._known, self._enqueue, self._emit = known, enqueue, emit
         self._root = Root(ground.path, hard_links=watch.hard_links)
@@ -319,6 +321,8 @@ class Attendance:
         for found, has in zip(asked, known, strict=True):
             if has:
                 self._remember(found)
+            elif self._held(found.path):
+                self._tally.held += 1
             else:
                 self._seen(found)
 
@@ -406,6 +410,8 @@ class Attendance:
 
     def _is_released(self, path: bytes) -> bool:
         """A file without its marker is dropped here: the scan that the marker sets off finds it again."""
+        if self._held(path):
+            return False
         if not self._marker:
             return True
         directory, now = os.path.dirname(path), self._clock.monotonic()

@@ -72,7 +72,7 @@ class Intake:
     ``known(watch, versions)`` says of each (path, identity) whether queue or ledger have it. ``enqueue(versions)``
     is durable when it returns, and returns how many were new. Both may raise StoreError: nothing is lost then, it is
     tried again. ``report`` is given the status when it changes, and every few seconds while something is going on.
-    ``memory`` keeps what the directory stands on. All five are called in the watch's thread.
+    ``memory`` keeps what the directory stands on, ``held`` says of a path that it is not to be taken yet. All six are called in the watch's thread.
 
     ``pulse`` is entered by everyone who asks the watch's filesystem something.
     """
@@ -86,10 +86,12 @@ class Intake:
         emit: Emit,
         report: Callable[[WatchStatus], None],
         memory: Memory | None = None,
+        held: Callable[[bytes], bool] = lambda _: False,
         monotonic: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
     ) -> None:
         self._watch, self._ask_known, self._ask_enqueue, self._emit, self._report = watch, known, enqueue, emit, report
+        self._ask_held = held
         self.pulse = Pulse(monotonic)
         self._clock = Clock(monotonic, wall)
         self._counts = Counts()
@@ -229,6 +231,7 @@ class Intake:
                 self._emit,
                 beat=self.pulse.beat if ground.network else lambda: None,
                 scanned=self._footing.scanned,
+                held=self._ask_held,
             )
             try:
                 self._arrived(ground, attendance)

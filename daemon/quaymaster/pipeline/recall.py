@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from quaymaster import keys
 from quaymaster.destinations.base import Destination
 from quaymaster.errors import NameRefused, TransferError
-from quaymaster.model import Compression, Stored
+from quaymaster.model import Compression, Stored, watch_of
 from quaymaster.pipeline.adopt import Told
 from quaymaster.pipeline.landing import Ground
 from quaymaster.pipeline.restore import Find, Source, Wanted
@@ -49,10 +49,11 @@ def from_ledger(store: Store, which: Selection, locate: Locate) -> Iterator[Find
 def _recorded(deliveries: Sequence[Delivery], locate: Locate) -> Wanted:
     newest = deliveries[0].proof
     version = newest.version
-    spot = locate(version.watch, version.path)
+    watch = watch_of(version.watch)  # a unit's lists belong beside its files
+    spot = locate(watch, version.path)
     here = spot if isinstance(spot, Spot) else None
     return Wanted(
-        watch=version.watch,
+        watch=watch,
         path=version.path,
         ground=here.ground if here else None,
         target=here.target if here else b"",

@@ -30,7 +30,7 @@ from quaymaster.errors import (
     TemporaryError,
     TransferError,
 )
-from quaymaster.model import Compression, Digests, Emit, Event, FileVersion, Job, Level, Proof, Stage, Stored
+from quaymaster.model import Compression, Digests, Emit, Event, FileVersion, Job, Level, Proof, Stage, Stored, watch_of
 from quaymaster.pipeline import codec, publication, reader
 from quaymaster.pipeline.apart import ROOM, Apart, Rests
 from quaymaster.pipeline.bandwidth import Traffic
@@ -206,6 +206,8 @@ class Transfer:
         name = len(os.path.basename(self._version.path))
         if any(name + suffix > d.longest_name() for d in self.route.destinations.values()):
             return _Plan(Compression.NONE, "the name leaves no room for a suffix")
+        if not self.route.watch.compresses(os.path.basename(self._version.path)):
+            return _Plan(Compression.NONE, "never_compress names it")
         reason = reason_not_to_compress(source.at, source.size)
         return _Plan(Compression.NONE, reason) if reason else _Plan(Compression(wanted.format))
 
@@ -351,10 +353,11 @@ class Transfer:
             current = self.store.current(name, key)
             if current is None:
                 return key, None
-            if (current.proof.version.watch, current.proof.version.path) != (version.watch, version.path):
-                other = self.route.root.shown(current.proof.version.path)
+            there = current.proof.version
+            if (watch_of(there.watch), there.path) != (watch_of(version.watch), version.path):
+                other = self.route.root.shown(there.path)
                 raise Conflict(
-                    f"The key {key} at {name} already holds {other} of watch {current.proof.version.watch}",
+                    f"The key {key} at {name} already holds {other} of watch {there.watch}",
                     "Put {path} and {watch} in the watch's key template, then retry the job",
                 )
             if watch.on_change == "replace":

@@ -38,6 +38,8 @@ __all__ = ["Lane", "Running", "Workers"]
 
 _LONG_WAY = 64 << 20
 """Bytes from which on a file's way takes long enough to say when it begins; of smaller ones only the end is told."""
+_UNIT_PAUSE = 86400.0
+"""Seconds between two looks whether a delivered file's unit is published; the publication wakes it."""
 _STORE_PAUSE = 2.0
 """Seconds between tries while the store cannot be written (its disk is full)."""
 
@@ -422,6 +424,8 @@ class Workers:
         if self.clock() < due:
             self.store.postpone(job, due)
             return False
+        if self._awaits_unit(job, lane):
+            return False
         # It is woken as soon as a hook has confirmed; now and then it looks by itself.
         if self.store.await_hooks(job, lane.route.watch.after_hooks, self.clock() + LONGEST_WAIT):
             return False
@@ -446,6 +450,12 @@ class Workers:
         self.store.finish(job, outcome)
         self._tell(job, "disposed", f"source {outcome}")
         return False
+
+    def _awaits_unit(self, job: Job, lane: Lane) -> bool:
+        """Whether its source stays until the unit that it is in is published."""
+        watch = lane.route.watch
+        unit = watch.unit_of(job.version.path) if watch.after_unit else None
+        return unit is not None and self.store.units.await_published(job, unit, self.clock() + _UNIT_PAUSE)
 
     def _give_back(self, job: Job) -> bool:
         self.running[job.id].apart = True

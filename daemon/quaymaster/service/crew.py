@@ -12,11 +12,12 @@ from collections.abc import Mapping, Sequence
 from quaymaster.config import Config, Watch
 from quaymaster.destinations.base import Destination
 from quaymaster.destinations.directory_upload import etag_of
+from quaymaster.intake.attend import Known
 from quaymaster.intake.intake import Intake
 from quaymaster.keys import escape
-from quaymaster.model import Emit, FileVersion, Identity
+from quaymaster.model import Emit, FileVersion, Identity, watch_of
 from quaymaster.pipeline.worker import Lane, Running, Workers
-from quaymaster.service import anchor, build, travel
+from quaymaster.service import anchor, build, travel, units
 from quaymaster.service.ceilings import Ceilings
 from quaymaster.service.heads import Heads
 from quaymaster.service.scrubber import Scrubber
@@ -51,6 +52,9 @@ class Carriers:
             return travel.lane(config, watch, self.destinations, self._emit, standing[watch.name], moved_to)
 
         lanes = {name: lane(config.watches[name]) for name in standing}
+        for name in standing:
+            own = travel.own(config, config.watches[name], self.destinations)
+            lanes |= {each.route.watch.name: each for each in own}
         return Workers(self._store, self.ceilings.bounds, lanes, config.limits.files, self._emit)
 
     def _shared_destinations(self) -> dict[str, Destination]:
@@ -78,6 +82,7 @@ class Crew(Carriers):
 
     def __init__(self, config: Config, store: Store, emit: Emit, ceilings: Ceilings | None = None) -> None:
         super().__init__(config, store, emit, ceilings)
+        self._keepers: list[units.Keeper] = []
         self.intakes = {watch.name: self._intake(watch) for watch in config.watches.values()}
         self._noticing: list[Intake] = []
         self._workers = self.workers(self.intakes)
@@ -91,7 +96,8 @@ class Crew(Carriers):
 
     def pause(self, watches: frozenset[str]) -> None:
         """Begin no job of these watches, and of all others again; what runs goes on."""
-        ended, self._workers.paused = self._workers.paused - watches, watches
+        lanes = frozenset(name for name in self._workers.lanes if watch_of(name) in watches)
+        ended, self._workers.paused = self._workers.paused - lanes, lanes
         if ended:
             self._workers.wake()
 
@@ -102,6 +108,8 @@ class Crew(Carriers):
         self._workers.start()
         self._heads.start()
         self._scrubber.start()
+        for keeper in self._keepers:
+            keeper.start()
 
     def wait_for_first_scans(self, timeout: float) -> None:
         """Until each watch has begun its first scan, or ``timeout`` seconds: a dead mount holds nobody up."""
@@ -131,6 +139,8 @@ class Crew(Carriers):
     def _stop_intakes(self) -> bool:
         self._heads.stop()
         self._scrubber.stop()
+        for keeper in self._keepers:
+            keeper.stop()
         ended = [intake.stop(_INTAKE_STOP) for intake in self._noticing]
         self._noticing = []
         return all(ended)
@@ -158,9 +168,34 @@ class Crew(Carriers):
 
         def enqueue(versions: list[FileVersion]) -> int:
             ours = made_here([(v.path, v.identity) for v in versions])
-            new = store.enqueue([v for v, made in zip(versions, ours, strict=True) if not made])
+            others = [v for v, made in zip(versions, ours, strict=True) if not made]
+            new = store.units.enqueue(others, lambda v: watch.unit_of(v.path)) if watch.unit else store.enqueue(others)
             self._workers.wake()
             return new
 
         memory = anchor.memory(store, anchor.of_watch(watch.name), watch.name, watch.path)
-        return Intake(watch, known=known, enqueue=enqueue, emit=self._emit, report=lambda _: None, memory=memory)
+        held = units.Held(watch, store)
+        intake = Intake(
+            watch,
+            known=known,
+            enqueue=enqueue,
+            emit=self._emit,
+            report=lambda _: None,
+            memory=memory,
+            held=held,
+        )
+        if watch.unit:
+            self._keepers.append(self._keeper(watch, intake, known))
+        return intake
+
+    def _keeper(self, watch: Watch, intake: Intake, known: Known) -> units.Keeper:
+        return units.Keeper(
+            watch,
+            self._store,
+            intake,
+            known,
+            staging_dir=self.config.service.staging_dir,
+            host=self.config.service.host,
+            emit=self._emit,
+            wake=lambda: self._workers.wake(),
+        )

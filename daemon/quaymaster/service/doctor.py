@@ -27,6 +27,7 @@ from quaymaster.errors import QuaymasterError, StoreError, StoreUnwritable
 from quaymaster.intake.mounts import blind_below, filesystem_of
 from quaymaster.model import shown
 from quaymaster.service import anchor, build, sandbox
+from quaymaster.service.view.units import overdue_text, units_of_watches
 from quaymaster.store import Store
 
 PATIENCE = 5.0
@@ -206,6 +207,7 @@ class Doctor:
             store = Store(directory)
             try:
                 yield self._integrity(store)
+                yield from self._units(store)
             finally:
                 store.close()
         except StoreUnwritable as error:
@@ -225,6 +227,16 @@ class Doctor:
             fix = "Somebody changed it: compare with a backup. quaymaster audit verify tells more"
             return Finding("queue", "failed", f"the custody log does not hold at entry {broken}", fix)
         return Finding("queue", "ok", f"{store.path} is sound, and the custody log holds")
+
+    def _units(self, store: Store) -> Iterator[Finding]:
+        for name, units in units_of_watches(self._config, store, time.time()).items():
+            if text := overdue_text(name, units):
+                fix = (
+                    f"quaymaster units --watch {name} says what each waits for; units complete publishes what there is"
+                )
+                yield Finding("units", "warning", text, fix)
+            else:
+                yield Finding("units", "ok", f"none of watch {name} is overdue")
 
     # -- time --
 

@@ -33,6 +33,7 @@ from quaymaster.source import Root
 if TYPE_CHECKING:
     from quaymaster.config import Config, Watch
     from quaymaster.service.comparison import Comparison, Verdicts
+    from quaymaster.service.units import Held
     from quaymaster.store import Row, Store
 
 _BATCH = 5_000
@@ -181,6 +182,12 @@ class Sync:
             return Memory(watch.name, watch.path, lambda: store.reports().get(kept_as, (0.0, {}))[1])
         return anchor.memory(store, kept_as, watch.name, watch.path)
 
+    def _released(self, held: Held, survey: Survey, new: list[Row]) -> list[Row]:
+        """Without the files that wait for their unit: the service lets them go when it is whole."""
+        released = [row for row in new if not held(row[0])]
+        survey.tally.held += len(new) - len(released)
+        return released
+
     def _fresh(self, store: Store | None, watch: Watch, station: Station, survey: Survey) -> list[FileVersion]:
         """Whole files of which the ledger knows nothing."""
         ground = station.ground()
@@ -190,6 +197,10 @@ class Sync:
         for rows in survey.chunks():
             self.progress(Moment("scan", survey.tally.files))
             new = rows if store is None else store.unknown(watch.name, rows, inodes=inodes)
+            if store is not None and watch.upload == "unit":
+                from quaymaster.service.units import Held
+
+                new = self._released(Held(watch, store, self.monotonic), survey, new)
             if waiting:
                 self._follow(waiting, rows)
             if self.wanted.force:
@@ -311,6 +322,9 @@ class Sync:
 
     # -- sending --
 
+    def _unit_of(self, version: FileVersion) -> bytes | None:
+        return self.config.watches[version.watch].unit_of(version.path)
+
     def _enqueue_and_follow(self, store: Store, lock: Lock | None, since: float) -> None:
         from quaymaster.service import room  # a pass that only looks sends nothing
         from quaymaster.service.sending import Sending
@@ -318,9 +332,12 @@ class Sync:
         room.check(self.config, self._stations, self._send + self._again, store.ratio)
         began = self.monotonic()
         for start in range(0, len(self._send), _BATCH):
-            store.enqueue(self._send[start : start + _BATCH])
+            store.units.enqueue(self._send[start : start + _BATCH], self._unit_of)
         if self._again:
             store.send_again(self._again)
+            again = {(version.watch, unit) for version in self._again if (unit := self._unit_of(version))}
+            for name, unit in sorted(again):
+                store.units.touch(name, unit, "sent again")
         if self._open:
             self._retry(store)
         jobs = sorted({*self._open, *store.numbers(self._send + self._again)})

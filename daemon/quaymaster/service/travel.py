@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Protocol
 
+from quaymaster import keys
 from quaymaster.config import Config, Watch
 from quaymaster.destinations.base import Destination
 from quaymaster.intake.mounts import Ground
-from quaymaster.model import Emit
+from quaymaster.model import Emit, published_as
 from quaymaster.pipeline.dispose import Disposal
 from quaymaster.pipeline.transfer import Route, Standing
 from quaymaster.pipeline.worker import Lane
 from quaymaster.service import anchor, build
 from quaymaster.service.anchor import Anchor
+from quaymaster.service.units import own_directory
 from quaymaster.source import Pulse, Root
 
 
@@ -51,3 +53,48 @@ def lane(
     if watch.after_dir:
         mover = build.in_time(f"{watch.name}:after", watch.after_dir, watch.hang_after, emit, moved_to)
     return Lane(route, Disposal(watch.after, mover, watch.after_dir or ""), watch.after_grace)
+
+
+class _Here:
+    """Of a directory of the service's own."""
+
+    def here(self) -> bool:
+        return True
+
+    def network(self) -> bool:
+        return False
+
+    def confirm(self) -> None:
+        return None
+
+
+def own(config: Config, watch: Watch, shared: Mapping[str, Destination]) -> list[Lane]:
+    """How the lists of a watch's units travel, to each destination its own. A watch that overwrites nothing keeps the
+    manifests of earlier generations."""
+    # A watch's name holds no braces, so it can stand in the template.
+    template = watch.key.replace("{watch}", keys.escape(watch.name.encode()))
+    on_change = "replace" if watch.on_change == "replace" else "keep-both"
+    as_they_are = {"compress": None, "stage": False, "digests": (), "after": "keep", "marker": None, "unit": None}
+    found = []
+    for name in watch.destinations if watch.unit else ():
+        lane_name = published_as(watch.name, name)
+        own_watch = watch.model_copy(
+            update={
+                **as_they_are,
+                "name": lane_name,
+                "path": own_directory(config.service.staging_dir, watch.name, name),
+                "destinations": (name,),
+                "key": template,
+                "on_change": on_change,
+            }
+        )
+        route = Route(
+            watch=own_watch,
+            root=Root(own_watch.path),
+            destinations={name: shared[name]},
+            beside=frozenset(),
+            standing=_Here(),
+            host=config.service.host,
+        )
+        found.append(Lane(route, Disposal("keep")))
+    return found

@@ -26,8 +26,10 @@ from quaymaster.store.outbox import Outbox
 from quaymaster.store.passes import Outcome, Row
 from quaymaster.store.salvage import Salvaged, salvage
 from quaymaster.store.turns import Queue
+from quaymaster.store.units import Contents, Unit, Units, UnitState
 
 __all__ = [
+    "Contents",
     "Control",
     "Copy",
     "Delivery",
@@ -42,6 +44,9 @@ __all__ = [
     "Row",
     "Selection",
     "Store",
+    "Unit",
+    "UnitState",
+    "Units",
 ]
 
 HEAD_FILE = "custody-head"
@@ -72,6 +77,7 @@ class Store:
         self._db = Database(directory, create=create)
         self._clock, self._monotonic = clock, monotonic
         self.outbox = Outbox(self._db, clock)
+        self.units = Units(self._db, clock)
         self._ahead = float("inf")  # unknown: it may have been set back while nobody looked
         self._keeps_head = create
         if create and not accept_loss and (fault := self.noted_fault()):

@@ -231,7 +231,7 @@ def test_an_earlier_database_is_counted_when_it_is_migrated(store: Store, tmp_pa
     with sqlite3.connect(tmp_path / "quaymaster.db") as connection:
         for name in ("jobs_added", "jobs_moved", "jobs_removed", "watches_tallied"):
             connection.execute(f"DROP TRIGGER {name}")
-        for name in ("tallies", "turns", "hooks", "outbox"):
+        for name in ("tallies", "turns", "units", "hooks", "outbox"):
             connection.execute(f"DROP TABLE {name}")
         for name in ("jobs_smallest", "jobs_open_since", "jobs_stuck"):
             connection.execute(f"DROP INDEX {name}")

@@ -9,6 +9,7 @@ from typing import Any
 
 from quaymaster import __version__
 from quaymaster.model import Stage, State
+from quaymaster.store import UnitState
 
 Schema = dict[str, Any]
 
@@ -52,6 +53,7 @@ _MOVING = {
 _TALLIES = _object(**{state.value: _object(jobs=WHOLE, bytes=WHOLE) for state in State})
 _WINDOWS = _object(**{"1m": NUMBER, "15m": NUMBER})
 _AMOUNTS = {"files": WHOLE, "source_bytes": WHOLE, "stored_bytes": WHOLE}
+_UNIT_STATES: Schema = {"type": "string", "enum": [state.value for state in UnitState]}
 _PAUSED = _or_null(_object(since=NUMBER, by=TEXT))
 
 SCHEMAS: dict[str, Schema] = {
@@ -78,6 +80,18 @@ SCHEMAS: dict[str, Schema] = {
     "Watch": _object(
         name=TEXT, path=_or_null(TEXT), mode=_or_null(TEXT), state=TEXT, reason=TEXT, since=_or_null(NUMBER),
         paused=_PAUSED, oldest_queued=_or_null(NUMBER), jobs=_TALLIES, seen={"type": "object"},
+        units=_or_null(
+            _object(
+                **{state.value: WHOLE for state in UnitState}, overdue=WHOLE,
+                examples=_list(_object(**_PATHS, why=TEXT)),
+            )
+        ),
+    ),
+    "Units": _object(units=_list(_ref("Unit"))),
+    "Unit": _object(
+        watch=TEXT, **_PATHS, state=_UNIT_STATES, generation=WHOLE, why=TEXT, overdue=BOOLEAN, opened_at=NUMBER,
+        changed_at=NUMBER, completed_at=_or_null(NUMBER), published_at=_or_null(NUMBER), complete_by=TEXT,
+        forced_by=TEXT, files=WHOLE, bytes=WHOLE, missing=WHOLE, digest=TEXT,
     ),
     "Destination": _object(
         name=TEXT, type=TEXT, state=TEXT, error=TEXT, since=_or_null(NUMBER),
@@ -175,6 +189,10 @@ OPERATIONS: list[tuple[str, str, str, list[Schema], Schema | None, str, str, tup
     ("post", "/api/v1/resume", "Go on with them.", [], _WATCHES, _JSON, "Steered", (400, 413, 415, 503)),
     ("post", "/api/v1/rescan", "Look through them now.", [], _WATCHES, _JSON, "Steered", (400, 413, 415, 503)),
     ("get", "/api/v1/hooks", "Who is told what, and what they were not told yet.", [], None, _JSON, "Hooks", (503,)),
+    ("get", "/api/v1/units", "Directories that are delivered as one.",
+     [_parameter("state", _list(_UNIT_STATES), "May be given several times."),
+      _parameter("watch", TEXT, "Of this watch.")],
+     None, _JSON, "Units", (400, 503)),
     ("get", "/api/v1/files", "What became of a file, and its proof.", [_PATH], None, _JSON, "File", (400, 503)),
     ("get", "/api/v1/events",
      "Server-sent events: `status` (a Status, at most once a second) while it changes, and what happens to files, "

@@ -32,7 +32,8 @@ from quaymaster.service.view.choose import chosen
 from quaymaster.service.view.file import look, prove_record, trail, why_record
 from quaymaster.service.view.locate import locate
 from quaymaster.service.view.records import Record, delivery_record, entry_record, job_record
-from quaymaster.store import Filter
+from quaymaster.service.view.units import chosen_units, unit_record
+from quaymaster.store import Filter, UnitState
 
 MOST = 1000
 """Jobs in one answer."""
@@ -91,6 +92,7 @@ class Routes:
             "/api/v1/jobs/{job}": {"GET": self.job},
             "/api/v1/jobs/{job}/retry": {"POST": self.retry},
             "/api/v1/jobs/{job}/drop": {"POST": self.drop},
+            "/api/v1/units": {"GET": self.units},
             "/api/v1/files": {"GET": self.file},
             "/api/v1/hooks": {"GET": self.hooks},
             "/api/v1/events": {"GET": self.events},
@@ -193,6 +195,17 @@ class Routes:
         if found is None:
             raise _no_job(number)
         return _json(found)
+
+    async def units(self, request: Request) -> Response:
+        given = _query(request, ("state", "watch"), several=("state",))
+        states = tuple(_unit_state(name) for name in given.get("state", ()))
+        watch, site = _text(given, "watch"), self._site
+
+        def ask() -> bytes:
+            found = chosen_units(site.config, site.store, watch=watch, states=states)
+            return as_json({"units": [unit_record(site.config, unit, site.wall()) for unit in found]})
+
+        return Response(await self._ask(ask), media_type="application/json")
 
     async def file(self, request: Request) -> Response:
         path = _path(_query(request, ("path",)))
@@ -332,9 +345,17 @@ def _whole(given: dict[str, Any], name: str, default: int, most: int) -> int:
 
 
 def _state(name: object) -> State:
-    if not isinstance(name, str) or name not in [state.value for state in State]:
-        raise Refused(400, f"{name!a} is no state; the states are: {', '.join(state.value for state in State)}")
-    return State(name)
+    return State(_known_state(name, [state.value for state in State]))
+
+
+def _unit_state(name: object) -> UnitState:
+    return UnitState(_known_state(name, [state.value for state in UnitState]))
+
+
+def _known_state(name: object, known: list[str]) -> str:
+    if not isinstance(name, str) or name not in known:
+        raise Refused(400, f"{name!a} is no state; the states are: {', '.join(known)}")
+    return name
 
 
 def _text(given: dict[str, Any], name: str) -> str:

@@ -17,6 +17,7 @@ from quaymaster.errors import StoreError
 from quaymaster.service.view.hooks import failing
 from quaymaster.service.view.records import Record
 from quaymaster.service.view.snapshot import snapshot
+from quaymaster.service.view.units import overdue_text
 from quaymaster.store import Store
 
 _T = TypeVar("_T")
@@ -132,6 +133,8 @@ class Site:
         for watch in found["watches"]:
             if watch["state"] == "outage":
                 why.append(f"watch {watch['name']} is away: {watch['reason']}")
+            if watch["units"] and (late := overdue_text(watch["name"], watch["units"])):
+                why.append(late)
         for destination in found["destinations"]:
             if destination["state"] == "failing":
                 why.append(f"destination {destination['name']} fails: {destination['error']}")

@@ -6,9 +6,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from quaymaster import __version__
-from quaymaster.model import Job, State
+from quaymaster.model import Job, State, watch_of
 from quaymaster.service.view.hooks import hook_records
 from quaymaster.service.view.records import Record, job_record, path_record
+from quaymaster.service.view.units import units_of_watches
 
 if TYPE_CHECKING:
     from quaymaster.config import Config
@@ -45,7 +46,7 @@ def snapshot(config: Config, store: Store, pid: int | None, now: float) -> Recor
         "rates": rates,
         "eta_seconds": _eta(counts, control, running, rates) if pid is not None else None,
         "ceilings": reports.get("ceilings", (0.0, {}))[1] if pid is not None else {},
-        "watches": _watches(config, store, reports, counts, control, running=pid is not None),
+        "watches": _watches(config, store, reports, counts, control, now, running=pid is not None),
         "destinations": _destinations(config, reports, of_rates, running=pid is not None),
         "hooks": hook_records(config, store, now),
         "running": running,
@@ -116,11 +117,13 @@ def _watches(
     reports: _Reports,
     counts: Mapping[str, Mapping[State, tuple[int, int]]],
     control: Control,
+    now: float,
     *,
     running: bool,
 ) -> list[Record]:
-    found, first = [], store.first_queued()
-    for name in [*config.watches, *(name for name in sorted(counts) if name not in config.watches)]:
+    found, first, units = [], store.first_queued(), units_of_watches(config, store, now)
+    others = (name for name in sorted(counts) if name not in config.watches and name == watch_of(name))
+    for name in [*config.watches, *others]:
         configured = config.watches.get(name)
         said = dict(reports.get(f"watch:{name}", (0.0, {}))[1]) if running and configured else {}
         state = said.pop("state", "starting") if running else "stopped"
@@ -136,6 +139,7 @@ def _watches(
                 "paused": {"since": paused.since, "by": paused.by} if paused else None,
                 "oldest_queued": first.get(name),
                 "jobs": _tally([counts.get(name, {})]),
+                "units": units.get(name),
                 "seen": {key: value for key, value in said.items() if key != "name"},
             }
         )
