@@ -36,6 +36,7 @@ COMMANDS = (
     "prove",
     "sync",
     "report",
+    "mirror",
     "verify",
     "restore",
     "accept",

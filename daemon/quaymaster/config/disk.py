@@ -81,7 +81,24 @@ def problems_on_disk(config: Config, environ: Mapping[str, str] = os.environ, pa
         look(("watch", name, "path"), watch.path, _writable if changes else _readable)
         if watch.after_dir is not None:
             look(("watch", name, "after"), watch.after_dir, _creatable)
+    for name, mirror in config.mirrors.items():
+        look(("mirror", name, "path"), mirror.path, _writable)
+        if mirror.ovms_config is not None:
+            look(("mirror", name, "ovms_config"), mirror.ovms_config, _replaceable)
+        if mirror.on_release:
+            look(("mirror", name, "on_release"), mirror.on_release[0], _runnable)
     return found
+
+
+def _replaceable(path: str) -> str:
+    """For a file that is written anew beside itself."""
+    if os.path.lexists(path) and not os.access(path, os.R_OK):
+        return f"{path} cannot be read; give the service's user permission"
+    return _writable(os.path.dirname(path))
+
+
+def _runnable(path: str) -> str:
+    return "" if os.access(path, os.X_OK) and os.path.isfile(path) else f"{path} cannot be run; name a program"
 
 
 def _readable(path: str) -> str:

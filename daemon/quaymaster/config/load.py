@@ -23,6 +23,7 @@ from quaymaster.config.schema import (
     Destination,
     DirectoryDestination,
     Limits,
+    Mirror,
     S3Destination,
     Service,
     Verify,
@@ -49,8 +50,9 @@ _TABLES: dict[str, tuple[type[BaseModel], ...]] = {
     "api": (Api,),
     "destination": tuple(_DESTINATIONS.values()),
     "watch": (Watch,),
+    "mirror": (Mirror,),
 }
-_NAMED = ("destination", "watch")
+_NAMED = ("destination", "watch", "mirror")
 _NOT_KEYS = {"name", "after_dir"}  # fields that the file says in another way
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _SECRET = re.compile(r"secret|passw|passphrase|token|access_?key|api_?key|private_?key")
@@ -59,6 +61,7 @@ _EXAMPLES = {
     "path": 'path = "/absolute/path"',
     "bucket": 'bucket = "NAME"',
     "destinations": 'destinations = ["NAME"], the name of a [destination.NAME]',
+    "source": 'source = "NAME", the name of a [destination.NAME] of type "s3"',
     "format": 'format = "zstd" or "gzip"',
     "type": 'type = "s3", "directory" or "beside"',
 }
@@ -76,9 +79,9 @@ def load(path: str = DEFAULT_PATH, environ: Mapping[str, str] = os.environ, mach
     tables = _Tables(documents, problems, machine or Machine.here())
     service, limits = tables.service(own), tables.limits()
     verify, api = tables.verify(), tables.api(own)
-    destinations, watches = tables.destinations(), tables.watches()
+    destinations, watches, mirrors = tables.destinations(), tables.watches(), tables.mirrors()
     disabled = _compression_disabled(environ, problems)
-    rules.check(service, destinations, watches, problems)
+    rules.check(service, destinations, watches, mirrors, problems)
     if lines := problems.lines():
         raise ConfigError(lines)
     config = Config(
@@ -88,6 +91,7 @@ def load(path: str = DEFAULT_PATH, environ: Mapping[str, str] = os.environ, mach
         api=api,
         destinations=destinations,
         watches=watches,
+        mirrors=mirrors,
         compression_disabled=disabled,
         sources=tuple(documents.sources),
     )
@@ -191,20 +195,38 @@ class _Tables:
             watch = self._model(Watch, table, keys, name=name)
             if watch is not None:
                 found[name] = watch
-        if not tables and self._complete and "watch" not in self._raw:
+        if not tables and self._complete and not {"watch", "mirror"} & self._raw.keys():
             advice = 'add [watch.NAME] with path = "/absolute/path" and destinations = ["NAME"]'
             self._problems.add(("watch",), f"there is none, so nothing would be done; {advice}")
         return found
 
+    def mirrors(self) -> dict[str, Mirror]:
+        found: dict[str, Mirror] = {}
+        for name, table in self._named("mirror").items():
+            keys = ("mirror", name)
+            source = table.get("source")
+            if isinstance(source, str):
+                self._known_destination(source, (*keys, "source"))
+                if self._kind(source) not in (None, "s3"):
+                    text = f'{quoted(source)} is no bucket; name a destination of type "s3"'
+                    self._problems.add((*keys, "source"), text)
+            mirror = self._model(Mirror, table, keys, name=name)
+            if mirror is not None:
+                found[name] = mirror
+        return found
+
+    def _known_destination(self, name: str, keys: Path) -> None:
+        known = self._raw.get("destination", {})
+        known = known if isinstance(known, dict) else {}
+        if name not in known and self._complete:
+            advice = _alike(name, known) or f"add a table [destination.{part(name)}]"
+            self._problems.add(keys, f"there is no destination {quoted(name)}; {advice}")
+
     def _known_destinations(self, names: object, keys: Path) -> list[str]:
         """The names that a watch lists; those without a table become problems."""
         listed = [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
-        known = self._raw.get("destination", {})
-        known = known if isinstance(known, dict) else {}
         for index, name in enumerate(listed):
-            if name not in known and self._complete:
-                advice = _alike(name, known) or f"add a table [destination.{part(name)}]"
-                self._problems.add((*keys, "destinations", index), f"there is no destination {quoted(name)}; {advice}")
+            self._known_destination(name, (*keys, "destinations", index))
             if name in listed[:index]:
                 self._problems.add((*keys, "destinations", index), f"{quoted(name)} is listed twice; remove one")
         return listed
@@ -222,7 +244,7 @@ class _Tables:
         return {}
 
     def _named(self, section: str) -> dict[str, dict[str, Any]]:
-        """The tables of [watch.NAME] or [destination.NAME]."""
+        """The tables of [watch.NAME], [destination.NAME] or [mirror.NAME]."""
         tables = self._raw.get(section)
         header = f"[{section}.NAME]"
         if tables is None:
@@ -289,8 +311,15 @@ class _Tables:
 
 
 def _key_of(error: Any) -> Path:
-    """The key that the file has for the field pydantic names; a watch as a whole can only be wrong about ``after``."""
-    path: Path = error["loc"] or ("after",)
+    """The key that the file has for the field pydantic names; a watch as a whole can only be wrong about ``after``, a
+    mirror about its model server."""
+    path: Path = error["loc"] or (
+        ("ovms_url",)
+        if "config.json" in error["msg"]
+        else ("ovms_config",)
+        if "OpenVINO" in error["msg"]
+        else ("after",)
+    )
     return tuple("after" if key == "after_dir" else key for key in path)
 
 

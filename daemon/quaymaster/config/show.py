@@ -30,6 +30,8 @@ def settings(config: Config) -> Iterator[Setting]:
         yield from _table(destination, "destination", name)
     for name, watch in config.watches.items():
         yield from _table(watch, "watch", name)
+    for name, mirror in config.mirrors.items():
+        yield from _table(mirror, "mirror", name)
 
 
 def _table(table: BaseModel, *keys: str) -> Iterator[Setting]:
@@ -78,7 +80,7 @@ def to_toml(config: Config) -> str:
     """
     blocks: dict[tuple[str, ...], list[tuple[str, str]]] = {}
     for keys, _, text in settings(config):
-        depth = 2 if keys[0] in ("destination", "watch") else 1
+        depth = 2 if keys[0] in ("destination", "watch", "mirror") else 1
         key = ".".join(keys[depth:])
         line = (f"{key} = {text}", config.where(*keys)) if text else (f"# {key} is not set", "")
         blocks.setdefault(keys[:depth], []).append(line)

@@ -7,7 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from quaymaster.config import BesideDestination, Compress, DirectoryDestination, Limits, S3Destination, Service, Watch
+from quaymaster.config import (
+    BesideDestination,
+    Compress,
+    DirectoryDestination,
+    Limits,
+    Mirror,
+    S3Destination,
+    Service,
+    Watch,
+)
 
 SAMPLE = Path(__file__).parents[3] / "etc" / "quaymaster.toml"
 
@@ -30,6 +39,7 @@ def test_it_loads_with_everything_uncommented(site, uncommented):
     config = site.load(uncommented)
     assert config.watches.keys() == {"incoming", "sequencer"}
     assert {destination.type for destination in config.destinations.values()} == {"directory", "s3", "beside"}
+    assert config.mirrors.keys() == {"models"}
     assert config.watches["sequencer"].compress == Compress(format="zstd")
 
 
@@ -45,11 +55,12 @@ def test_what_it_calls_a_default_is_one(site, shipped, uncommented):
         (before.limits, after.limits),
         (before.watches["incoming"], after.watches["incoming"]),
         (S3Destination(name="bucket", bucket="lab-archive"), after.destinations["bucket"]),
+        (Mirror(name="models", source="bucket", path="/srv/models"), after.mirrors["models"]),
     ):
         assert old.model_dump(exclude=examples) == new.model_dump(exclude=examples)
 
 
 def test_every_setting_is_in_it(shipped):
     shown = set(re.findall(r"(?m)^#?([a-z_]+) = ", shipped))
-    models = (Service, Limits, S3Destination, DirectoryDestination, BesideDestination, Watch, Compress)
+    models = (Service, Limits, S3Destination, DirectoryDestination, BesideDestination, Watch, Compress, Mirror)
     assert {name for model in models for name in model.model_fields} - {"name", "after_dir"} <= shown

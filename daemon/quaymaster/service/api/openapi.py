@@ -79,6 +79,11 @@ SCHEMAS: dict[str, Schema] = {
         name=TEXT, path=_or_null(TEXT), mode=_or_null(TEXT), state=TEXT, reason=TEXT, since=_or_null(NUMBER),
         paused=_PAUSED, oldest_queued=_or_null(NUMBER), jobs=_TALLIES, seen={"type": "object"},
     ),
+    "Mirror": _object(
+        name=TEXT, path=TEXT, source=TEXT, state=TEXT, reason=TEXT, since=_or_null(NUMBER), paused=_PAUSED,
+        last_good=_or_null(NUMBER), listed=WHOLE, bytes=WHOLE, released=WHOLE, waiting={"type": "object"},
+        quarantined={"type": "object"}, refused={"type": "object"}, server=TEXT, jobs=_TALLIES,
+    ),
     "Destination": _object(
         name=TEXT, type=TEXT, state=TEXT, error=TEXT, since=_or_null(NUMBER),
         delivered=_list(_object(watch=TEXT, **_AMOUNTS)),
@@ -95,7 +100,8 @@ SCHEMAS: dict[str, Schema] = {
         ),
         eta_seconds=_or_null(NUMBER),
         ceilings={"type": "object"},
-        watches=_list(_ref("Watch")), destinations=_list(_ref("Destination")), running=_list(_ref("Running")),
+        watches=_list(_ref("Watch")), mirrors=_list(_ref("Mirror")),
+        destinations=_list(_ref("Destination")), running=_list(_ref("Running")),
         waiting=_list(_ref("Group")), parked=_list(_ref("Group")), stalled=_list(TEXT),
         failures=_list(_object(kind=TEXT, error_code=TEXT, jobs=WHOLE)),
     ),

@@ -26,6 +26,10 @@ LATE = 15.0
 """Seconds without a round of the service's main loop, after which it is not well."""
 
 
+LATE_LISTINGS = 10
+"""So many intervals without a listing, and a mirror is not well."""
+
+
 class Busy(Exception):
     """All threads of a crew have something to do, and it does not end."""
 
@@ -124,6 +128,10 @@ class Site:
             return {"status": "degraded", "reasons": [str(error)], "notes": []}
         return {"status": "degraded" if (why := self.reasons(found)) else "ok", "reasons": why, "notes": notes(found)}
 
+    def _interval(self, mirror: Record) -> float:
+        configured = self.config.mirrors.get(mirror["name"])
+        return configured.interval if configured else 0.0
+
     def reasons(self, found: Record) -> list[str]:
         """Why the service is not well."""
         still = self._still()
@@ -134,11 +142,28 @@ class Site:
         for destination in found["destinations"]:
             if destination["state"] == "failing":
                 why.append(f"destination {destination['name']} fails: {destination['error']}")
+        why += [
+            reason for mirror in found["mirrors"] for reason in of_mirror(mirror, found["at"], self._interval(mirror))
+        ]
         why += [f"standing still: {what}" for what in found["stalled"]]
         last = found["verify"]["last"]
         faults = {name: last[name] for name in ("missing", "changed", "damaged") if last[name]} if last else {}
         why += [f"the last check of the copies found {number} {name}" for name, number in faults.items()]
         return why
+
+
+def of_mirror(mirror: Record, now: float, interval: float) -> list[str]:
+    """What is wrong with a mirror."""
+    name = f"mirror {mirror['name']}"
+    why = [f"{name} fails: {mirror['reason']}"] if mirror["state"] == "outage" else []
+    late = now - mirror["last_good"] if mirror["last_good"] and not mirror["paused"] else 0.0
+    if late > interval * LATE_LISTINGS + LATE and not why:
+        why.append(f"{name} has not listed its bucket for {late:.0f} s")
+    if mirror["server"]:
+        why.append(f"{name}: {mirror['server']}")
+    if mirror["quarantined"]:
+        why.append(f"{name} has versions that were not taken: {', '.join(mirror['quarantined'])}")
+    return why
 
 
 def notes(found: Record) -> list[str]:
@@ -149,6 +174,11 @@ def notes(found: Record) -> list[str]:
             said.append(f"watch {watch['name']} polls: {watch['reason']}")
         if watch["paused"]:
             said.append(f"watch {watch['name']} is paused by {watch['paused']['by']}")
+    for mirror in found["mirrors"]:
+        if mirror["paused"]:
+            said.append(f"mirror {mirror['name']} is paused by {mirror['paused']['by']}")
+        if mirror["refused"]:
+            said.append(f"mirror {mirror['name']} refuses {len(mirror['refused'])} names")
     return said
 
 
