@@ -154,10 +154,10 @@ class Follower:
                 refused[shown(path)] = why
             elif self._is_pending(wanted, units.get(path), waiting):
                 pending.append(wanted)
-        pending, older = self._newest(pending, units)
+        pending = self._newest(pending, units)
         self._fetch_and_release(pending, units, waiting)
         self._tell_servers(units)
-        self._remove(units, older)
+        self._remove(units, self._older(units))
         self._ground.clear_old(self._mirror.keep_old)
         state.waiting, state.refused = _some(waiting), _some(refused)
         state.quarantined = _some({shown(u.path): u.error for u in units.values() if u.refused})
@@ -195,25 +195,31 @@ class Follower:
     def _fingerprint(self, wanted: Wanted) -> str:
         return self._seen[wanted.path][0] if wanted.path in self._seen else wanted.fingerprint()
 
-    def _newest(self, pending: list[Wanted], units: Mapping[bytes, Unit]) -> tuple[list[Wanted], list[bytes]]:
-        """Of each model only so many versions; and those that are released and older than these."""
+    def _newest(self, pending: list[Wanted], units: Mapping[bytes, Unit]) -> list[Wanted]:
+        """Of each model only so many versions, with those that are released."""
         keep = self._mirror.keep_versions
         if keep is None:
-            return pending, []
+            return pending
+        paths = [*(w.path for w in pending), *(p for p, u in units.items() if u.state == "released")]
+        wanted = {versions[n] for versions in self._versions(paths).values() for n in sorted(versions)[-keep:]}
+        return [w for w in pending if not w.version or w.path in wanted]
+
+    def _older(self, units: Mapping[bytes, Unit]) -> list[bytes]:
+        """Released versions, of whose models enough newer ones are released."""
+        keep = self._mirror.keep_versions
+        if keep is None:
+            return []
+        released = self._versions([path for path, unit in units.items() if unit.state == "released"])
+        return [versions[n] for versions in released.values() for n in sorted(versions)[:-keep]]
+
+    def _versions(self, paths: Sequence[bytes]) -> dict[bytes, dict[int, bytes]]:
+        """Model -> version -> path."""
         of: dict[bytes, dict[int, bytes]] = {}
-        for path in [*(w.path for w in pending), *(p for p, u in units.items() if u.state == "released")]:
+        for path in paths:
             each = Wanted(path, directory=True)
             if each.version and self._plan.keys.get(path) is None:
                 of.setdefault(each.model, {})[each.version] = path
-        released = {path for path, unit in units.items() if unit.state == "released"}
-        wanted, older = set[bytes](), list[bytes]()
-        for versions in of.values():
-            order = sorted(versions, reverse=True)
-            wanted |= {versions[number] for number in order[:keep]}
-            complete = [number for number in order if versions[number] in released][:keep]
-            if len(complete) == keep:
-                older += [versions[n] for n in order if n < complete[-1] and versions[n] in released]
-        return [w for w in pending if not w.version or w.path in wanted], older
+        return of
 
     # -- downloading and releasing --
 
@@ -279,12 +285,15 @@ class Follower:
         ours = now.state in ("released", "releasing")
         if not went_on and not ours and self._ground.has(path, wanted.directory):
             went_on = self._ground.same_as_released(path, files, wanted.directory)
-        if not went_on:
+        if went_on:
+            now = replace(now, old=now.old if self._ground.has_old(now.old.encode()) else "")
+        else:
             assembled = self._ground.assemble(path, files, wanted.directory)
             now = replace(now, state="releasing", old=assembled.decode())
             self._store.put_unit(self.name, now)
             try:
-                self._ground.publish(assembled, path, replace=ours)
+                if not self._ground.publish(assembled, path, replace=ours):
+                    now = replace(now, old="")
             except Conflict:
                 self._store.put_unit(self.name, replace(known or Unit(wanted.path, "none")))
                 raise
