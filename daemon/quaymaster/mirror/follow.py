@@ -288,6 +288,7 @@ class Follower:
         if went_on:
             now = replace(now, old=now.old if self._ground.has_old(now.old.encode()) else "")
         else:
+            self._ground.discard(now.old.encode())
             assembled = self._ground.assemble(path, files, wanted.directory)
             now = replace(now, state="releasing", old=assembled.decode())
             self._store.put_unit(self.name, now)

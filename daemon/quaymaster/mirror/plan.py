@@ -109,7 +109,10 @@ def plan(objects: Iterable[Stored], prefix: str, layout: str, takes: Callable[[b
 
 
 def _path(key: str) -> bytes:
-    path = keys.unescape(key)
+    try:
+        path = keys.unescape(key)
+    except UnicodeEncodeError:
+        raise NameRefused(f"The key {key!r} is not text") from None
     require_name(path)
     parts = path.split(b"/")
     if any(part.startswith(_OWN) for part in parts):
@@ -171,7 +174,7 @@ def _refuse_in_the_way(units: dict[bytes, Wanted], found: Mapping[bytes, Listed]
 
 def _blame(units: dict[bytes, Wanted], key: str, why: str) -> None:
     """A unit with an object that cannot be had is not whole."""
-    raw = key.encode("utf-8", "surrogateescape")
+    raw = key.encode("utf-8", "surrogatepass")
     for above in _above([raw]):
         if (unit := units.get(above)) is not None:
             unit.refused = why

@@ -188,6 +188,12 @@ class Ground:
                 self._retire(assembly, old, old)
         return True
 
+    def discard(self, assembled: bytes) -> None:
+        """What an earlier life assembled, and did not publish."""
+        if assembled:
+            with self._own(b"assembly") as assembly:
+                _remove(assembly, assembled)
+
     def has_old(self, old: bytes) -> bool:
         with self._own(b"old") as kept:
             return bool(old) and disk.identity(kept, old) is not None
