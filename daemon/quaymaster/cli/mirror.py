@@ -26,8 +26,9 @@ if TYPE_CHECKING:
 @click.option("--once", is_flag=True, help="List the bucket, download, verify, release, and end.")
 @click.option("--dry-run", is_flag=True, help="Say what a pass would do; change nothing.")
 @click.option("--retry", is_flag=True, help="Let what was quarantined be tried again.")
+@click.option("--healthy", is_flag=True, help="Say nothing but what is wrong: exit code 1 then, or without service.")
 @in_session
-def command(session: Session, name: str | None, once: bool, dry_run: bool, retry: bool) -> int:
+def command(session: Session, name: str | None, once: bool, dry_run: bool, retry: bool, healthy: bool) -> int:
     """Show the mirrors, or let them do one pass. NAME is one of them; else all.
 
     The service follows the buckets by itself; a pass by hand is for hosts where none runs, and is refused while one
@@ -51,7 +52,7 @@ def command(session: Session, name: str | None, once: bool, dry_run: bool, retry
         return _once(session, config, names)
     if retry:
         return _retry(session, config, names)
-    return _show(session, config, names)
+    return _show(session, config, names, healthy)
 
 
 @contextmanager
@@ -157,21 +158,35 @@ def _retry(session: Session, config: Config, names: list[str]) -> int:
     return 0
 
 
-def _show(session: Session, config: Config, names: list[str]) -> int:
+def _show(session: Session, config: Config, names: list[str], healthy: bool) -> int:
     import time
 
     from quaymaster.service.lock import holder
     from quaymaster.service.view.snapshot import snapshot
 
+    pid = holder(config.service.state_dir)
     with session.store(config) as store:
-        found = snapshot(config, store, holder(config.service.state_dir), time.time())["mirrors"]
+        found = snapshot(config, store, pid, time.time())["mirrors"]
     found = [each for each in found if each["name"] in names]
     if session.json:
         print(show.as_json({"mirrors": found}))
-    else:
+    elif not healthy:
         for each in found:
             print("\n".join(lines_of(each)))
-    return 0
+    return _complaints(config, found, pid) if healthy else 0
+
+
+def _complaints(config: Config, found: list[dict[str, Any]], pid: int | None) -> int:
+    import time
+
+    from quaymaster.service.view.mirrors import wrong_with
+
+    why = ["the service does not run"] if pid is None else []
+    for each in found:
+        why += wrong_with(each, time.time(), config.mirrors[each["name"]].interval)
+    for line in why:
+        print(show.plain(f"quaymaster: {line}"), file=sys.stderr)
+    return 1 if why else 0
 
 
 def lines_of(said: dict[str, Any]) -> list[str]:

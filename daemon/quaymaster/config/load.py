@@ -12,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 
 from quaymaster.config import bandwidth, rules, show
 from quaymaster.config.documents import Documents, read
+from quaymaster.config.environment import documents_of
 from quaymaster.config.lines import Path
 from quaymaster.config.machine import Machine
 from quaymaster.config.problems import Problems, part
@@ -71,10 +72,11 @@ def load(path: str = DEFAULT_PATH, environ: Mapping[str, str] = os.environ, mach
     """Read ``path`` and the conf.d beside it.
 
     Raises ConfigError with all problems of all files, each "FILE:LINE: [table] key: what is wrong; what to do".
+    Where the environment configures a mirror (environment.py), it is read instead of the files.
     Only what is wrong in the text counts: for what is missing on this machine see ``problems_on_disk``.
     """
     problems = Problems(path)
-    documents = read(path, problems)
+    documents = documents_of(environ, problems) or read(path, problems)
     own = _own_paths(path, environ)
     tables = _Tables(documents, problems, machine or Machine.here())
     service, limits = tables.service(own), tables.limits()
@@ -313,13 +315,9 @@ class _Tables:
 def _key_of(error: Any) -> Path:
     """The key that the file has for the field pydantic names; a watch as a whole can only be wrong about ``after``, a
     mirror about its model server."""
-    path: Path = error["loc"] or (
-        ("ovms_url",)
-        if "config.json" in error["msg"]
-        else ("ovms_config",)
-        if "OpenVINO" in error["msg"]
-        else ("after",)
-    )
+    if not (path := error["loc"]):
+        served = {"config.json": "ovms_url", "OpenVINO": "ovms_config"}
+        path = (next((key for word, key in served.items() if word in error["msg"]), "after"),)
     return tuple("after" if key == "after_dir" else key for key in path)
 
 

@@ -52,7 +52,7 @@ class Problems:
 
 def label(keys: Path) -> str:
     """``("watch", "a", "compress", "level")`` is ``[watch.a] compress.level``."""
-    depth = 2 if keys[0] in ("destination", "watch") else 1
+    depth = 2 if keys[0] in ("destination", "watch", "mirror") else 1
     items = "".join(f" (item {key + 1})" for key in keys if isinstance(key, int))
     parts = [part(key) for key in keys if isinstance(key, str)]
     return f"[{'.'.join(parts[:depth])}] {'.'.join(parts[depth:])}".rstrip() + items

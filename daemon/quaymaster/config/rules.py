@@ -84,7 +84,9 @@ def _mirrors(
         for outer in _holding(real[mirror.path], below):
             problems.add((*keys, "path"), f"{path} lies inside that of mirror {outer}; give each its own directory")
         below[real[mirror.path]] = name
-        for owner in (owner for directory, owner in taken.items() if any(_holding(directory, {real[mirror.path]: ""}))):
+        for owner in (
+            owner for directory, owner in taken.items() if any(_holding(directory, {real[mirror.path]: name}))
+        ):
             problems.add((*keys, "path"), f"the directory of {owner} lies inside {path}; give each its own directory")
 
 

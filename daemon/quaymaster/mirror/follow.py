@@ -483,8 +483,11 @@ class Follower:
         if self._cleared:
             with self._ground.objects():
                 return
-        jobs = set(self._store.open_of(self.name)) | {each.job for each in self._store.downloaded(self.name).values()}
-        keep = {unit.old.encode() for unit in self._store.mirror_units(self.name).values() if unit.old}
+        units = self._store.mirror_units(self.name)
+        done = {pair for unit in units.values() if unit.state == "released" for pair in unit.objects.items()}
+        waits = {each.job for pair, each in self._store.downloaded(self.name).items() if pair not in done}
+        jobs = waits | set(self._store.open_of(self.name))
+        keep = {unit.old.encode() for unit in units.values() if unit.old}
         with disk.disk_errors(self._mirror.path):
             self._ground.clear(self._mirror.keep_old, jobs, keep)
         self._cleared = True

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 from quaymaster.config import Config
 from quaymaster.errors import StoreError
+from quaymaster.service.view.mirrors import wrong_with
 from quaymaster.service.view.records import Record
 from quaymaster.service.view.snapshot import snapshot
 from quaymaster.store import Store
@@ -24,10 +25,6 @@ FRESH = 0.5
 """Seconds for which one snapshot serves everybody who asks."""
 LATE = 15.0
 """Seconds without a round of the service's main loop, after which it is not well."""
-
-
-LATE_LISTINGS = 10
-"""So many intervals without a listing, and a mirror is not well."""
 
 
 class Busy(Exception):
@@ -143,27 +140,13 @@ class Site:
             if destination["state"] == "failing":
                 why.append(f"destination {destination['name']} fails: {destination['error']}")
         why += [
-            reason for mirror in found["mirrors"] for reason in of_mirror(mirror, found["at"], self._interval(mirror))
+            reason for mirror in found["mirrors"] for reason in wrong_with(mirror, found["at"], self._interval(mirror))
         ]
         why += [f"standing still: {what}" for what in found["stalled"]]
         last = found["verify"]["last"]
         faults = {name: last[name] for name in ("missing", "changed", "damaged") if last[name]} if last else {}
         why += [f"the last check of the copies found {number} {name}" for name, number in faults.items()]
         return why
-
-
-def of_mirror(mirror: Record, now: float, interval: float) -> list[str]:
-    """What is wrong with a mirror."""
-    name = f"mirror {mirror['name']}"
-    why = [f"{name} fails: {mirror['reason']}"] if mirror["state"] == "outage" else []
-    late = now - mirror["last_good"] if mirror["last_good"] and not mirror["paused"] else 0.0
-    if late > interval * LATE_LISTINGS + LATE and not why:
-        why.append(f"{name} has not listed its bucket for {late:.0f} s")
-    if mirror["server"]:
-        why.append(f"{name}: {mirror['server']}")
-    if mirror["quarantined"]:
-        why.append(f"{name} has versions that were not taken: {', '.join(mirror['quarantined'])}")
-    return why
 
 
 def notes(found: Record) -> list[str]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from quaymaster import __version__
 from quaymaster.model import Job, State
+from quaymaster.service.view.mirrors import mirrors
 from quaymaster.service.view.records import Record, job_record, path_record
 
 if TYPE_CHECKING:
@@ -45,7 +46,10 @@ def snapshot(config: Config, store: Store, pid: int | None, now: float) -> Recor
         "eta_seconds": _eta(counts, control, running, rates) if pid is not None else None,
         "ceilings": reports.get("ceilings", (0.0, {}))[1] if pid is not None else {},
         "watches": _watches(config, store, reports, counts, control, running=pid is not None),
-        "mirrors": _mirrors(config, reports, counts, control, running=pid is not None),
+        "mirrors": [
+            {**each, "jobs": _tally([counts.get(each["name"], {})])}
+            for each in mirrors(config, reports, control, running=pid is not None)
+        ],
         "destinations": _destinations(config, reports, of_rates, running=pid is not None),
         "running": running,
         "waiting": [_group(group) for group in held if group.state is State.WAITING],
@@ -119,8 +123,8 @@ def _watches(
     running: bool,
 ) -> list[Record]:
     found, first = [], store.first_queued()
-    mirrors = store.mirrors()
-    others = (name for name in sorted(counts) if name not in config.watches and name not in mirrors)
+    of_mirrors = store.mirrors()
+    others = (name for name in sorted(counts) if name not in config.watches and name not in of_mirrors)
     for name in [*config.watches, *others]:
         configured = config.watches.get(name)
         said = dict(reports.get(f"watch:{name}", (0.0, {}))[1]) if running and configured else {}
@@ -138,35 +142,6 @@ def _watches(
                 "oldest_queued": first.get(name),
                 "jobs": _tally([counts.get(name, {})]),
                 "seen": {key: value for key, value in said.items() if key != "name"},
-            }
-        )
-    return found
-
-
-def _mirrors(
-    config: Config,
-    reports: _Reports,
-    counts: Mapping[str, Mapping[State, tuple[int, int]]],
-    control: Control,
-    *,
-    running: bool,
-) -> list[Record]:
-    found = []
-    for name, mirror in config.mirrors.items():
-        said = dict(reports.get(f"mirror:{name}", (0.0, {}))[1])
-        paused = control.paused.get(name)
-        empty: Record = {"reason": "", "since": None, "last_good": None, "listed": 0, "bytes": 0, "released": 0}
-        empty |= {"waiting": {}, "quarantined": {}, "refused": {}, "server": ""}
-        found.append(
-            {
-                **empty,
-                **said,
-                "name": name,
-                "path": mirror.path,
-                "source": mirror.source,
-                "state": said.get("state", "starting") if running else "stopped",
-                "paused": {"since": paused.since, "by": paused.by} if paused else None,
-                "jobs": _tally([counts.get(name, {})]),
             }
         )
     return found
