@@ -38,6 +38,7 @@ COMMANDS = (
     "prove",
     "sync",
     "report",
+    "mirror",
     "verify",
     "restore",
     "accept",

@@ -56,6 +56,7 @@ def render(found: Record, columns: int, lines: int, now: float) -> list[str]:
     sections = [
         [_head(found, columns, now)],
         _watch_rows(found["watches"], columns, now),
+        _mirror_rows(found["mirrors"], columns, now),
         _destination_rows(found["destinations"], columns),
         _hook_rows(found["hooks"], columns, now),
         _running_rows(found, columns, now),
@@ -193,6 +194,29 @@ def _not_taken(seen: Record) -> str:
     parts = [show.count(files, "file")] if files else []
     parts += [show.count(directories, "unreadable directory", "unreadable directories")] if directories else []
     return f"not taken: {', '.join(parts)}; see the log, or quaymaster why PATH" if parts else ""
+
+
+def _mirror_rows(mirrors: list[Record], columns: int, now: float) -> _Rows:
+    if not mirrors:
+        return []
+    cells = [
+        (
+            show.cut(show.plain(mirror["name"]), 20),
+            mirror["state"],
+            show.duration(now - mirror["last_good"]) if mirror["last_good"] else "-",
+            show.count(mirror["released"]),
+            show.count(len(mirror["waiting"])),
+            show.count(len(mirror["quarantined"])),
+        )
+        for mirror in mirrors
+    ]
+    title, *lines = show.table(("MIRROR", "STATE", ">LISTED", ">RELEASED", ">WAITING", ">QUARANTINED"), cells)
+    rows = [[title]]
+    for mirror, line in zip(mirrors, lines, strict=True):
+        told = [text for text in (_paused(mirror, now), mirror["reason"], mirror["server"]) if text]
+        told += [f"{word}: {what}: {why}" for word in ("waiting", "quarantined") for what, why in mirror[word].items()]
+        rows.append([line, *(part for text in told for part in show.wrapped(show.plain(text), columns, 2, 4))])
+    return rows
 
 
 def _destination_rows(destinations: list[Record], columns: int) -> _Rows:

@@ -91,6 +91,12 @@ def problems_on_disk(config: Config, environ: Mapping[str, str] = os.environ, pa
             look((*keys, "secret"), hook.secret, lambda secret: _secret(read_token, secret, environ))
         if hook.url is not None and hook.url.startswith("credential:"):
             look((*keys, "url"), hook.url, lambda url: _secret(read_url, url, environ))
+    for name, mirror in config.mirrors.items():
+        look(("mirror", name, "path"), mirror.path, _writable)
+        if mirror.ovms_config is not None:
+            look(("mirror", name, "ovms_config"), mirror.ovms_config, _replaceable)
+        if mirror.on_release:
+            look(("mirror", name, "on_release"), mirror.on_release[0], _program)
     return found
 
 
@@ -101,6 +107,13 @@ def _program(path: str) -> str:
     if not os.path.isfile(path):
         return f"{path} does not exist; install it, or correct the path"
     return "" if os.access(path, os.X_OK) else f"{path} cannot be run; give {_USER} permission"
+
+
+def _replaceable(path: str) -> str:
+    """For a file that is written anew beside itself."""
+    if os.path.lexists(path) and not os.access(path, os.R_OK):
+        return f"{path} cannot be read; give {_USER} permission"
+    return _writable(os.path.dirname(path))
 
 
 def _readable(path: str) -> str:

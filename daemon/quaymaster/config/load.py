@@ -12,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 
 from quaymaster.config import bandwidth, profiles, rules, show
 from quaymaster.config.documents import Documents, read
+from quaymaster.config.environment import documents_of
 from quaymaster.config.lines import Path
 from quaymaster.config.machine import Machine
 from quaymaster.config.problems import NAMED, Problems, part
@@ -24,6 +25,7 @@ from quaymaster.config.schema import (
     DirectoryDestination,
     Hook,
     Limits,
+    Mirror,
     S3Destination,
     Service,
     Verify,
@@ -51,6 +53,7 @@ _TABLES: dict[str, tuple[type[BaseModel], ...]] = {
     "destination": tuple(_DESTINATIONS.values()),
     "watch": (Watch,),
     "hook": (Hook,),
+    "mirror": (Mirror,),
     "profile": (Watch,),
 }
 _NOT_KEYS = {"name", "after_dir"}  # fields that the file says in another way
@@ -63,6 +66,7 @@ _EXAMPLES = {
     "bucket": 'bucket = "NAME"',
     "on": 'on = ["delivered", "parked"]',
     "destinations": 'destinations = ["NAME"], the name of a [destination.NAME]',
+    "source": 'source = "NAME", the name of a [destination.NAME] of type "s3"',
     "format": 'format = "zstd" or "gzip"',
     "type": 'type = "s3", "directory" or "beside"',
 }
@@ -72,6 +76,7 @@ def load(path: str = DEFAULT_PATH, environ: Mapping[str, str] = os.environ, mach
     """Read ``path`` and the conf.d beside it.
 
     Raises ConfigError with all problems of all files, each "FILE:LINE: [table] key: what is wrong; what to do".
+    Where the environment configures a mirror (environment.py), it is read instead of the files.
     Only what is wrong in the text counts: for what is missing on this machine see ``problems_on_disk``.
     """
     config, tables, problems = _read(path, environ, machine)
@@ -96,15 +101,16 @@ def load_sound(path: str = DEFAULT_PATH, environ: Mapping[str, str] = os.environ
 
 def _read(path: str, environ: Mapping[str, str], machine: Machine | None) -> tuple[Config, _Tables, Problems]:
     problems = Problems(path)
-    documents = read(path, problems)
+    documents = documents_of(environ, problems) or read(path, problems)
     own = _own_paths(path, environ)
     tables = _Tables(documents, problems, machine or Machine.here())
     service, limits = tables.service(own), tables.limits()
     verify, api = tables.verify(), tables.api(own)
-    destinations, watches, hooks = tables.destinations(), tables.watches(), tables.hooks()
+    destinations, watches = tables.destinations(), tables.watches()
+    hooks, mirrors = tables.hooks(), tables.mirrors()
     tables.look_at_profiles()
     disabled = _compression_disabled(environ, problems)
-    rules.check(service, destinations, watches, problems)
+    rules.check(service, destinations, watches, mirrors, problems)
     rules.check_hooks(hooks, watches, problems)
     config = Config(
         service=service,
@@ -114,6 +120,7 @@ def _read(path: str, environ: Mapping[str, str], machine: Machine | None) -> tup
         destinations=destinations,
         watches=watches,
         hooks=hooks,
+        mirrors=mirrors,
         compression_disabled=disabled,
         sources=tuple(documents.sources),
     )
@@ -218,7 +225,7 @@ class _Tables:
             watch = self._model(Watch, table, keys, name=name)
             if watch is not None:
                 found[name] = watch
-        if not tables and self._complete and "watch" not in self._raw:
+        if not tables and self._complete and not {"watch", "mirror"} & self._raw.keys():
             advice = 'add [watch.NAME] with path = "/absolute/path" and destinations = ["NAME"]'
             self._problems.add(("watch",), f"there is none, so nothing would be done; {advice}")
         return found
@@ -264,15 +271,33 @@ class _Tables:
     def places(self) -> dict[tuple[str, ...], str]:
         return self._of_profiles | _places(self._documents)
 
+    def mirrors(self) -> dict[str, Mirror]:
+        found: dict[str, Mirror] = {}
+        for name, table in self._named("mirror").items():
+            keys = ("mirror", name)
+            source = table.get("source")
+            if isinstance(source, str):
+                self._known_destination(source, (*keys, "source"))
+                if self._kind(source) not in (None, "s3"):
+                    text = f'{quoted(source)} is no bucket; name a destination of type "s3"'
+                    self._problems.add((*keys, "source"), text)
+            mirror = self._model(Mirror, table, keys, name=name)
+            if mirror is not None:
+                found[name] = mirror
+        return found
+
+    def _known_destination(self, name: str, keys: Path) -> None:
+        known = self._raw.get("destination", {})
+        known = known if isinstance(known, dict) else {}
+        if name not in known and self._complete:
+            advice = _alike(name, known) or f"add a table [destination.{part(name)}]"
+            self._problems.add(keys, f"there is no destination {quoted(name)}; {advice}")
+
     def _known_destinations(self, names: object, keys: Path) -> list[str]:
         """The names that a watch lists; those without a table become problems."""
         listed = [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
-        known = self._raw.get("destination", {})
-        known = known if isinstance(known, dict) else {}
         for index, name in enumerate(listed):
-            if name not in known and self._complete:
-                advice = _alike(name, known) or f"add a table [destination.{part(name)}]"
-                self._problems.add((*keys, "destinations", index), f"there is no destination {quoted(name)}; {advice}")
+            self._known_destination(name, (*keys, "destinations", index))
             if name in listed[:index]:
                 self._problems.add((*keys, "destinations", index), f"{quoted(name)} is listed twice; remove one")
         return listed
@@ -290,7 +315,7 @@ class _Tables:
         return {}
 
     def _named(self, section: str) -> dict[str, dict[str, Any]]:
-        """The tables of [watch.NAME] or [destination.NAME]."""
+        """The tables of [watch.NAME], [destination.NAME] or [mirror.NAME]."""
         tables = self._raw.get(section)
         header = f"[{section}.NAME]"
         if tables is None:
@@ -357,9 +382,11 @@ class _Tables:
 
 
 def _key_of(error: Any, section: object) -> Path:
-    """The key that the file has for the field pydantic names; a watch as a whole can only be wrong about ``after`` and
-    ``unit``, and a hook about what it does."""
+    """The key that the file has for the field pydantic names. A watch as a whole can only be wrong about ``after`` and
+    ``unit``, a hook about what it does, a mirror about its model server."""
     whole = "command" if section == "hook" else "unit" if error["type"] == "unit" else "after"
+    if section == "mirror":
+        whole = "ovms_url" if "config.json" in error["msg"] else "ovms_config"
     path: Path = error["loc"] or (whole,)
     return tuple("after" if key == "after_dir" else key for key in path)
 

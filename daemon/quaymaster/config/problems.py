@@ -25,7 +25,7 @@ class Place:
         return f"{file}:{self.line}" if self.line else file
 
 
-NAMED = ("destination", "watch", "hook", "profile")
+NAMED = ("destination", "watch", "hook", "mirror", "profile")
 """Sections of which each table has a name: [watch.NAME]."""
 
 

@@ -7,7 +7,15 @@ from collections.abc import Iterator, Mapping
 
 from quaymaster.config.disk import within
 from quaymaster.config.problems import Problems
-from quaymaster.config.schema import BesideDestination, Destination, DirectoryDestination, Hook, Service, Watch
+from quaymaster.config.schema import (
+    BesideDestination,
+    Destination,
+    DirectoryDestination,
+    Hook,
+    Mirror,
+    Service,
+    Watch,
+)
 from quaymaster.config.values import quoted
 
 RESOLVING = 2.0
@@ -16,13 +24,20 @@ as they are written."""
 
 
 def check(
-    service: Service, destinations: Mapping[str, Destination], watches: Mapping[str, Watch], problems: Problems
+    service: Service,
+    destinations: Mapping[str, Destination],
+    watches: Mapping[str, Watch],
+    mirrors: Mapping[str, Mirror],
+    problems: Problems,
 ) -> None:
     directories = {name: found.path for name, found in destinations.items() if isinstance(found, DirectoryDestination)}
     own = {"state_dir": service.state_dir, "staging_dir": service.staging_dir}
     moves = {name: watch.after_dir for name, watch in watches.items() if watch.after_dir}
     real = _real_paths(
-        {watch.path for watch in watches.values()} | {*directories.values(), *own.values()} | {*moves.values()}
+        {watch.path for watch in watches.values()}
+        | {*directories.values(), *own.values()}
+        | {*moves.values()}
+        | {mirror.path for mirror in mirrors.values()}
     )
     watched: dict[str, str] = {}
     for name, watch in sorted(watches.items(), key=lambda item: problems.place(("watch", item[0]))):
@@ -41,6 +56,7 @@ def check(
             advice = "it would take its own copies: choose a directory outside"
             problems.add(("destination", name, "path"), f"{quoted(path)} lies inside watch {outer}; {advice}")
     _own_directories(real, own, problems)
+    _mirrors(real, mirrors, {**watched, **{real[path]: name for name, path in directories.items()}}, watches, problems)
     _watches(real, watches, destinations, directories, own["staging_dir"], problems)
 
 
@@ -77,6 +93,31 @@ def _own_directories(real: Mapping[str, str], own: Mapping[str, str], problems: 
     for _ in _holding(real[own["state_dir"]], staging):
         advice = "the service removes what it finds there: choose a directory outside"
         problems.add(("service", "state_dir"), f"{quoted(own['state_dir'])} lies inside staging_dir; {advice}")
+
+
+def _mirrors(
+    real: Mapping[str, str],
+    mirrors: Mapping[str, Mirror],
+    taken: Mapping[str, str],
+    watches: Mapping[str, Watch],
+    problems: Problems,
+) -> None:
+    """What is mirrored goes where nothing else is put, and nothing taken from. ``taken``: directory -> whose it is."""
+    below: dict[str, str] = {}
+    for name, mirror in mirrors.items():
+        keys, path = ("mirror", name), quoted(mirror.path)
+        if name in watches:
+            problems.add(keys, f"there is a watch {name} too; give one of them another name")
+        for outer in _holding(real[mirror.path], taken):
+            advice = "give the mirror a directory of its own"
+            problems.add((*keys, "path"), f"{path} lies inside the directory of {outer}; {advice}")
+        for outer in _holding(real[mirror.path], below):
+            problems.add((*keys, "path"), f"{path} lies inside that of mirror {outer}; give each its own directory")
+        below[real[mirror.path]] = name
+        for owner in (
+            owner for directory, owner in taken.items() if any(_holding(directory, {real[mirror.path]: name}))
+        ):
+            problems.add((*keys, "path"), f"the directory of {owner} lies inside {path}; give each its own directory")
 
 
 def _watches(

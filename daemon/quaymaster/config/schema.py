@@ -458,9 +458,7 @@ class Watch(_Table):
     @field_validator("marker")
     @classmethod
     def _marker_name(cls, name: str | None) -> str | None:
-        if name is not None and (name in ("", ".", "..") or "/" in name or "\0" in name):
-            raise ValueError(f'{quoted(name)} is not a file name; write a plain name such as "CopyComplete.txt"')
-        return name
+        return values.plain_name(name, "CopyComplete.txt")
 
     @field_validator("sentinel")
     @classmethod
@@ -538,6 +536,82 @@ class Watch(_Table):
         return self
 
 
+class Mirror(_Table):
+    """A directory that is kept in step with a prefix of a bucket (PRODUCT M)."""
+
+    name: str
+    source: str
+    """The name of a destination of type "s3": its bucket, endpoint and credentials."""
+    prefix: str = ""
+    """What is mirrored, below the prefix of the source."""
+    path: AbsolutePath
+    interval: Annotated[float, Duration(SHORTEST_WAIT)] = values.MIRROR_INTERVAL
+    """Seconds between two listings."""
+    include: Globs = ()
+    exclude: Globs = ()
+    layout: Literal["name/version", "name"] = "name/version"
+    """What is released as one: each version's directory, or each directory at the top."""
+    marker: str | None = None
+    """Name of the object that says "all of this is there"; a manifest is verified too."""
+    require_proof: bool = False
+    """Refuse objects of whose content nothing tells a digest."""
+    trust_etag: bool = True
+    """Whether an ETag without parts is the MD5 of its object; not so with SSE-KMS and SSE-C."""
+    downloads: int = Field(4, ge=1, le=64)
+    """Objects at once."""
+    keep_old: Annotated[float, Duration()] = values.MIRROR_KEEP_OLD
+    """Seconds for which what was replaced or removed stays on the disk, hidden: for a server that has it open."""
+    keep_versions: int | None = Field(None, ge=1)
+    """Of each model, the newest numeric versions; None: all."""
+    on_delete: Literal["keep", "remove"] = "keep"
+    """What becomes of what the bucket does not list any more."""
+    delete_grace: Annotated[float, Duration()] = values.MIRROR_DELETE_GRACE
+    """Seconds for which it must have been missing before it is removed."""
+    disk_free: Annotated[int, Bytes()] = GIB
+    """Bytes that must stay free on the file system of ``path``."""
+    ovms_config: AbsolutePath | None = None
+    """config.json of an OpenVINO Model Server; its model_config_list is kept in step."""
+    ovms_base_path: AbsolutePath | None = None
+    """``path`` as the model server sees it; None: the same."""
+    ovms_url: str | None = None
+    """The server's REST address: each release is confirmed there."""
+    ovms_timeout: Annotated[float, Duration(SHORTEST_WAIT, 3600)] = 60.0
+    """Seconds that a version may take until it is AVAILABLE."""
+    on_release: Texts = ()
+    """A command and its arguments, run after each release with JSON on its standard input."""
+    on_release_timeout: Annotated[float, Duration(SHORTEST_WAIT, 3600)] = 60.0
+
+    @field_validator("prefix")
+    @classmethod
+    def _clean_prefix(cls, prefix: str) -> str:
+        return values.clean_prefix(prefix)
+
+    @field_validator("marker")
+    @classmethod
+    def _marker_name(cls, name: str | None) -> str | None:
+        return values.plain_name(name, "quaymaster-manifest.json")
+
+    @field_validator("ovms_url")
+    @classmethod
+    def _plain_url(cls, url: str | None) -> str | None:
+        return values.plain_endpoint(url)
+
+    @field_validator("on_release")
+    @classmethod
+    def _command(cls, command: tuple[str, ...]) -> tuple[str, ...]:
+        if command and (not command[0].startswith("/") or any("\0" in word for word in command)):
+            raise ValueError(f'{quoted(command[0])} is no absolute path; write ["/usr/bin/program", "argument"]')
+        return command
+
+    @model_validator(mode="after")
+    def _server_needs_layout(self) -> Self:
+        if self.ovms_config and self.layout != "name/version":
+            raise ValueError('of OpenVINO Model Server is versioned; write layout = "name/version"')
+        if self.ovms_url and not self.ovms_config:
+            raise ValueError("is used only with a config.json; write ovms_config too")
+        return self
+
+
 class Config(_Table):
     """All that the operator decided. Two configs mean the same if their ``digest`` is the same."""
 
@@ -548,6 +622,7 @@ class Config(_Table):
     destinations: dict[str, Destination] = Field(default_factory=dict)
     watches: dict[str, Watch] = Field(default_factory=dict)
     hooks: dict[str, Hook] = Field(default_factory=dict)
+    mirrors: dict[str, Mirror] = Field(default_factory=dict)
     compression_disabled: bool = False
     """QUAYMASTER_DISABLE_COMPRESSION was set: no file is compressed, whatever its watch says."""
     sources: Annotated[tuple[str, ...], Field(strict=False)] = ()

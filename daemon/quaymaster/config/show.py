@@ -33,6 +33,8 @@ def settings(config: Config) -> Iterator[Setting]:
         yield from _table(watch, "watch", name)
     for name, hook in config.hooks.items():
         yield from _table(hook, "hook", name)
+    for name, mirror in config.mirrors.items():
+        yield from _table(mirror, "mirror", name)
 
 
 def _table(table: BaseModel, *keys: str) -> Iterator[Setting]:

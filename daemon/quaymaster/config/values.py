@@ -17,6 +17,7 @@ SETTLE_PER_GIB = 0.0
 MIN_SIZE = 10 * MIB
 PART_SIZE = 16 * MIB
 CONNECT_TIMEOUT, READ_TIMEOUT = 10.0, 60.0
+MIRROR_INTERVAL, MIRROR_KEEP_OLD, MIRROR_DELETE_GRACE = 30.0, 3600.0, 86400.0
 
 _CREDENTIAL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,254}")
 _ACCESS_KEY = re.compile(r"(AKIA|ASIA)[A-Z0-9]{16}")
@@ -42,6 +43,13 @@ def bucket_name(bucket: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._:-]{1,254}", bucket):
         raise ValueError(f"{quoted(bucket)} is not a bucket name; use letters, digits, dots and hyphens")
     return bucket
+
+
+def plain_name(name: str | None, example: str) -> str | None:
+    """Of a file, without a directory."""
+    if name is not None and (name in ("", ".", "..") or "/" in name or "\0" in name):
+        raise ValueError(f'{quoted(name)} is not a file name; write a plain name such as "{example}"')
+    return name
 
 
 def clean_prefix(prefix: str) -> str:

@@ -228,9 +228,10 @@ def identity(directory: int, name: bytes) -> tuple[int, int] | None:
     return status.st_dev, status.st_ino
 
 
-def rename_noreplace(directory: int, old: bytes, new: bytes) -> bool:
-    """Rename within a directory unless ``new`` exists (FileExistsError). False: this filesystem cannot promise that."""
-    return _renameat2(directory, old, new, _RENAME_NOREPLACE)
+def rename_noreplace(directory: int, old: bytes, new: bytes, beyond: int | None = None) -> bool:
+    """Rename within a directory, or into the directory ``beyond``, unless ``new`` exists (FileExistsError). False: this
+    filesystem cannot promise that."""
+    return _renameat2(directory, old, new, _RENAME_NOREPLACE, beyond)
 
 
 @contextmanager
@@ -255,17 +256,17 @@ def alone(directory: int, where: str) -> Iterator[None]:
             fcntl.flock(directory, fcntl.LOCK_UN)
 
 
-def exchange(directory: int, one: bytes, other: bytes) -> bool:
-    """Swap two names in one step. False: this filesystem cannot."""
-    return _renameat2(directory, one, other, _RENAME_EXCHANGE)
+def exchange(directory: int, one: bytes, other: bytes, beyond: int | None = None) -> bool:
+    """Swap two names in one step; ``other`` is in the directory ``beyond``, if given. False: this filesystem cannot."""
+    return _renameat2(directory, one, other, _RENAME_EXCHANGE, beyond)
 
 
-def _renameat2(directory: int, old: bytes, new: bytes, flags: int) -> bool:
+def _renameat2(directory: int, old: bytes, new: bytes, flags: int, beyond: int | None = None) -> bool:
     # The C library has it since glibc 2.28 and musl 1.2.5; without it the answer is that it cannot be done.
     call = getattr(_libc, "renameat2", None)
     if call is None:
         return False
-    if call(directory, old, directory, new, flags) == 0:
+    if call(directory, old, directory if beyond is None else beyond, new, flags) == 0:
         return True
     code = ctypes.get_errno()
     if code in _NO_FLAGS:

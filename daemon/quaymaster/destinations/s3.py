@@ -166,8 +166,9 @@ class S3:
             found for found in self._objects.listing(prefix) if prefix.startswith(OWN) or not found.key.startswith(OWN)
         )
 
-    def read(self, stored: Stored, at_once: int = 1) -> AbstractContextManager[Reading]:
-        return self._objects.read(stored, at_once)
+    def read(self, stored: Stored, at_once: int = 1, start: int = 0) -> AbstractContextManager[Reading]:
+        """``start``: the bytes before are left out. Then nothing is known of the rest but that it is of this object."""
+        return self._objects.read(stored, at_once, start)
 
     def remove(self, stored: Stored) -> None:
         # A versioned object is removed by its version, which needs no condition.

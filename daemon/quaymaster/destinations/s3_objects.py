@@ -18,7 +18,7 @@ from quaymaster.destinations.s3_plain import Answer, ElsewhereError, Plain
 from quaymaster.destinations.s3_probe import plain_etag
 from quaymaster.destinations.s3_ranges import PIECE, RANGE, in_order, pieces_of
 from quaymaster.destinations.s3_wire import AbsentError, UploadGone, Wire, moment
-from quaymaster.errors import Conflict, DestinationMissing, IntegrityError, PermanentError, Unreachable
+from quaymaster.errors import Conflict, DestinationMissing, IntegrityError, NotSupported, PermanentError, Unreachable
 from quaymaster.model import Digests, Stored
 
 _ALGORITHMS = ("SHA256", "CRC64NVME", "CRC32C", "CRC32", "SHA1")
@@ -149,16 +149,20 @@ class Objects:
         self._bucket_seen = True
 
     @contextmanager
-    def read(self, stored: Stored, at_once: int = 1) -> Iterator[Reading]:
+    def read(self, stored: Stored, at_once: int = 1, start: int = 0) -> Iterator[Reading]:
         """In one request, or in ranges that are fetched ahead: those of one ETag are of one object."""
-        if stored.size <= (RANGE if at_once > 1 else PIECE):
+        if start:
+            ranges = range(start, stored.size, RANGE)
+            with closing(in_order(lambda at: self._range(stored, at), ranges, at_once)) as rest:
+                yield Reading(stored, (piece for part in rest for piece in pieces_of(part)))
+        elif stored.size <= (RANGE if at_once > 1 else PIECE):
             found, body = self._fetched(stored, 0, stored.size)
             yield Reading(found, self._checked(pieces_of(body), stored))
-        elif at_once > 1 and stored.etag and (start := self._start(stored)):
+        elif at_once > 1 and stored.etag and (first := self._start(stored)):
             rest = in_order(lambda at: self._fetched(stored, at, RANGE)[1], range(RANGE, stored.size, RANGE), at_once)
             with closing(rest):
-                parts = itertools.chain([start[1]], rest)
-                yield Reading(start[0], self._checked((piece for part in parts for piece in pieces_of(part)), stored))
+                parts = itertools.chain([first[1]], rest)
+                yield Reading(first[0], self._checked((piece for part in parts for piece in pieces_of(part)), stored))
         else:
             answer = self._get(stored, {})
             with closing(answer["Body"]) as body:
@@ -170,6 +174,14 @@ class Objects:
             return self._fetched(stored, 0, RANGE)
         except _WholeError:
             return None
+
+    def _range(self, stored: Stored, at: int) -> bytes:
+        if not stored.etag:
+            raise NotSupported(f"{self.where(stored.key)} has no ETag", "Read it from its beginning")
+        try:
+            return self._fetched(stored, at, RANGE)[1]
+        except _WholeError:
+            raise NotSupported(f"{self.where(stored.key)} cannot be had in ranges", "Read it whole") from None
 
     def _fetched(self, stored: Stored, at: int, length: int) -> tuple[Stored, bytes]:
         """What the server says of an object, and the bytes of it from ``at`` on. Of one that is not fetched whole, no

@@ -179,6 +179,11 @@ class Traffic:
         """The same upload, held to the rate of its destination and to that of all."""
         return _LimitedUpload(upload, self._meters(destination), cancelled)
 
+    def take(self, destination: str, amount: int, cancelled: Callable[[], bool]) -> None:
+        """Return when ``amount`` bytes may come from there. Raises Cancelled."""
+        for meter in self._meters(destination):
+            meter.take(amount, cancelled)
+
     def _meters(self, destination: str) -> list[Meter]:
         return [self.total, *(meter for name, meter in self.of.items() if name == destination)]
 

@@ -50,20 +50,37 @@ class Told:
     def compare(self, read: Callable[[], bytes]) -> tuple[str, str]:
         """SHA-256 (hex) of what ``read`` gives, and the evidence that it is what was told of: empty if it is not."""
         whole = hashlib.sha256()
-        plain = None if self.sha256 or self.part_sizes else hashlib.md5(usedforsecurity=False)
-        parts = [_Parts(size) for size in self.part_sizes]
+        running = None if self.sha256 else Running(self)
         while data := read():
             whole.update(data)
-            if plain:
-                plain.update(data)
-            for each in parts:
-                each.update(data)
+            if running:
+                running.update(data)
         sha256 = whole.hexdigest()
-        if self.sha256:
+        if running is None:
             return sha256, "sha256" if base64.b64encode(whole.digest()).decode() == self.sha256 else ""
-        if plain:
-            return sha256, "etag-md5" if plain.hexdigest() == self.md5 else ""
-        return sha256, "etag-md5-parts" if any(each.digest() == self.md5 for each in parts) else ""
+        same, of_parts = running.verdict()
+        return sha256, ("etag-md5-parts" if of_parts else "etag-md5") if same else ""
+
+
+class Running:
+    """Bytes that are compared with an ETag as they come."""
+
+    def __init__(self, told: Told) -> None:
+        self._told = told
+        self._plain = None if told.part_sizes else hashlib.md5(usedforsecurity=False)
+        self._parts = [_Parts(size) for size in told.part_sizes]
+
+    def update(self, data: bytes) -> None:
+        if self._plain:
+            self._plain.update(data)
+        for each in self._parts:
+            each.update(data)
+
+    def verdict(self) -> tuple[bool, bool]:
+        """Whether they are the same, and whether that is said of parts whose size had to be guessed."""
+        if self._plain:
+            return self._plain.hexdigest() == self._told.md5, False
+        return any(each.digest() == self._told.md5 for each in self._parts), True
 
 
 def part_sizes(size: int, parts: int) -> tuple[int, ...]:

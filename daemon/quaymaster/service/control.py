@@ -23,11 +23,12 @@ def act(action: str, config: Config, store: Store, names: Sequence[str], by: str
     """Do one of ACTIONS to the watches of these names, or to all. ``changed`` in what it returns are those for which
     it made a difference. Raises UsageError for a name that is no watch's, and StoreError."""
     # A watch that was taken out of the configuration may still be resumed.
-    known = [*config.watches, *(name for name in store.control().paused if name not in config.watches)]
+    named = [*config.watches, *config.mirrors]
+    known = [*named, *(name for name in store.control().paused if name not in named)]
     for name in names:
         if name not in known:
-            raise UsageError(f"There is no watch {plain(name)}", f"The watches are: {', '.join(config.watches)}")
-    chosen = list(dict.fromkeys(names)) or (known if action == "resume" else list(config.watches))
+            raise UsageError(f"There is no watch {plain(name)}", f"The watches are: {', '.join(named)}")
+    chosen = list(dict.fromkeys(names)) or (known if action == "resume" else named)
     match action:
         case "pause":
             changed = store.pause(chosen, by)

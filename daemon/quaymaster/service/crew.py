@@ -20,6 +20,7 @@ from quaymaster.pipeline.worker import Lane, Running, Workers
 from quaymaster.service import anchor, build, travel, units
 from quaymaster.service.ceilings import Ceilings
 from quaymaster.service.heads import Heads
+from quaymaster.service.mirrors import MirrorService
 from quaymaster.service.scrubber import Scrubber
 from quaymaster.store import Store
 
@@ -88,11 +89,18 @@ class Crew(Carriers):
         self._workers = self.workers(self.intakes)
         self._heads = Heads(store, self.destinations, config.service.host, emit)
         self._scrubber = Scrubber(config, store, emit)
+        self.mirrors = {
+            name: MirrorService(mirror, store, self.destinations[mirror.source], self.ceilings.bounds, emit)
+            for name, mirror in config.mirrors.items()
+        }
 
     @property
     def running(self) -> dict[int, Running]:
         """What each job in flight is doing."""
-        return dict(self._workers.running)
+        found = dict(self._workers.running)
+        for mirror in self.mirrors.values():
+            found |= mirror.running
+        return found
 
     def pause(self, watches: frozenset[str]) -> None:
         """Begin no job of these watches, and of all others again; what runs goes on."""
@@ -100,6 +108,15 @@ class Crew(Carriers):
         ended, self._workers.paused = self._workers.paused - lanes, lanes
         if ended:
             self._workers.wake()
+        for name, mirror in self.mirrors.items():
+            mirror.pause(name in watches)
+
+    def rescan(self, name: str) -> None:
+        """Look at a watch, or list the bucket of a mirror, now."""
+        if name in self.intakes:
+            self.intakes[name].rescan()
+        elif name in self.mirrors:
+            self.mirrors[name].look_now()
 
     def start(self) -> None:
         self._noticing = list(self.intakes.values())
@@ -110,6 +127,9 @@ class Crew(Carriers):
         self._scrubber.start()
         for keeper in self._keepers:
             keeper.start()
+        self._store.declare(self.mirrors, self.intakes)
+        for mirror in self.mirrors.values():
+            mirror.start()
 
     def wait_for_first_scans(self, timeout: float) -> None:
         """Until each watch has begun its first scan, or ``timeout`` seconds: a dead mount holds nobody up."""
@@ -126,14 +146,20 @@ class Crew(Carriers):
         """Let what runs finish for ``timeout`` seconds, then put it back into the queue. True when every thread
         ended."""
         noticed = self._stop_intakes()
+        for mirror in self.mirrors.values():
+            mirror.retire()
+        end = time.monotonic() + timeout
         finished = self._workers.stop(timeout)
+        mirrored = [mirror.stop(max(0.1, end - time.monotonic())) for mirror in self.mirrors.values()]
         self.close()
-        return noticed and finished
+        return noticed and finished and all(mirrored)
 
     def retire(self) -> None:
         """Notice and claim nothing more, and end by itself when what runs is finished. Returns at once."""
         self._stop_intakes()
         self._workers.retire()
+        for mirror in self.mirrors.values():
+            mirror.retire()
         threading.Thread(target=self._close_when_done, name="retire", daemon=True).start()
 
     def _stop_intakes(self) -> bool:
@@ -146,7 +172,7 @@ class Crew(Carriers):
         return all(ended)
 
     def _close_when_done(self) -> None:
-        while self._workers.running:
+        while self.running:
             time.sleep(1.0)
         self.close()
 

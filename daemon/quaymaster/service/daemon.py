@@ -220,7 +220,7 @@ class Daemon:
 
     def _ready(self, store: Store, recovered: int) -> None:
         self._report_service(store)
-        watches = _many(len(self._config.watches), "directory", "directories")
+        watches = _served(self._config)
         again = f", {_many(recovered, 'job continues', 'jobs continue')} after an interruption" if recovered else ""
         self._emit(Event("started", f"quaymaster {quaymaster.__version__} watches {watches}{again}", Level.NOTICE))
         self._tell_custody_head(store)
@@ -264,7 +264,7 @@ class Daemon:
         if self._hooks:
             self._hooks.serve(new)
         self._report_service(store)
-        watches = _many(len(new.watches), "directory", "directories")
+        watches = _served(new)
         self._emit(Event("config-reloaded", f"the configuration was read again; watches {watches}", Level.NOTICE))
         notify("READY=1", "STATUS=watching")
         return crew
@@ -316,8 +316,8 @@ class Daemon:
             crew.pause(frozenset(control.paused))
             asked, self._scans = self._scans, control.scans
             for name, number in control.scans.items():
-                if number != asked.get(name) and name in crew.intakes:
-                    crew.intakes[name].rescan()
+                if number != asked.get(name):
+                    crew.rescan(name)
 
     def _report(self, store: Store, crew: Crew) -> None:
         """Leave in the store what changed since the last time; an idle service writes nothing."""
@@ -325,6 +325,7 @@ class Daemon:
         running = self._running(crew)
         crew.listen()
         said: dict[str, dict[str, Any]] = {f"watch:{n}": _of_watch(i.status()) for n, i in crew.intakes.items()}
+        said |= {f"mirror:{name}": mirror.record() for name, mirror in crew.mirrors.items()}
         said |= {f"destination:{name}": dict(body) for name, body in self._destinations.items()}
         self._live.tick(running)
         said["progress"] = {"jobs": self._live.progress(running)}
@@ -418,6 +419,12 @@ class Daemon:
 
 def _many(number: int, one: str, more: str = "") -> str:
     return f"{number:,} {one if number == 1 else more or one + 's'}"
+
+
+def _served(config: Config) -> str:
+    """What the service looks after."""
+    watches = _many(len(config.watches), "directory", "directories")
+    return f"{watches}, and mirrors {_many(len(config.mirrors), 'bucket')}" if config.mirrors else watches
 
 
 def _of_watch(status: WatchStatus) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
-from quaymaster.config import Config, S3Destination, Watch, problems_on_disk
+from quaymaster.config import Config, Mirror, S3Destination, Watch, problems_on_disk
 from quaymaster.config.credentials import DIRECTORY as CREDENTIALS
 from quaymaster.config.disk import within
 from quaymaster.destinations.base import Destination
@@ -79,7 +79,7 @@ class Doctor:
         """Every check, each as soon as it is done."""
         checks: list[Callable[[], Iterator[Finding]]] = [
             self._paths, self._watches, self._limits_of_inotify, self._space, self._state, self._clock, self._clocks,
-            self._destinations,
+            self._destinations, self._mirrors,
         ]  # fmt: skip
         for check in checks:
             yield from check()
@@ -274,6 +274,31 @@ class Doctor:
         for name in self._config.destinations:
             for where, destination in places(self._config, name):
                 yield from self._tried(where, destination)
+
+    def _mirrors(self) -> Iterator[Finding]:
+        for mirror in self._config.mirrors.values():
+            name = f"mirror {mirror.name}"
+            try:
+                yield within(self._patience, lambda mirror=mirror: self._mirrored(mirror))  # type: ignore[misc]
+            except TimeoutError:
+                yield Finding(name, "failed", f"{mirror.path} does not answer", "See whether its server runs (mount)")
+            except (OSError, QuaymasterError) as error:
+                advice = getattr(error, "advice", "") or "Create it, or mount what it is on"
+                yield Finding(name, "failed", getattr(error, "message", "") or f"{mirror.path}: {error}", advice)
+
+    def _mirrored(self, mirror: Mirror) -> Finding:
+        """Whether what is released can be put there in one step."""
+        name = f"mirror {mirror.name}"
+        filesystem = filesystem_of(os.path.realpath(mirror.path, strict=True))
+        status = os.statvfs(mirror.path)
+        free = status.f_bavail * status.f_frsize
+        text = f"{mirror.path} is on the {filesystem}, with {free >> 20:,} MiB free"
+        if filesystem.network:
+            fix = "Put it on a local filesystem: a version that changes is swapped by exchanging two names"
+            return Finding(name, "warning", text, fix)
+        if free < mirror.disk_free:
+            return Finding(name, "failed", f"{text}; {mirror.disk_free >> 20:,} must stay free", "Make room there")
+        return Finding(name, "ok", text)
 
     def _tried(self, where: str, destination: Destination) -> Iterator[Finding]:
         def check() -> list[str] | QuaymasterError:

@@ -127,6 +127,10 @@ def _places(config: Config) -> tuple[list[str], list[str]]:
         (writes if beside or watch.after != "keep" else reads).append(watch.path)
         if watch.after_dir:
             writes.append(watch.after_dir)
+    for mirror in config.mirrors.values():
+        writes.append(mirror.path)
+        if mirror.ovms_config:
+            writes.append(os.path.dirname(mirror.ovms_config))
     return list(dict.fromkeys(map(_real, writes))), list(dict.fromkeys(map(_real, reads)))
 
 

@@ -22,13 +22,15 @@ from dataclasses import dataclass
 from quaymaster.config import Config, DirectoryDestination, S3Destination, Watch
 from quaymaster.intake.intake import WatchStatus
 from quaymaster.intake.mounts import filesystem_of
-from quaymaster.model import Stage
+from quaymaster.model import Stage, shown
 from quaymaster.pipeline.worker import Running
 
 SLOWEST_DISK = 4 << 20
 """Bytes a second: a local disk that reads a file more slowly is taken for one that hangs."""
 SLOWEST_LINE = 256 << 10
 """Bytes a second, for all files in flight together: the slowest way to an S3 server that is believed in."""
+RANGES = 32 << 20
+"""Bytes of one download that may be under way before the first of them counts."""
 _TRIES = 3  # of one request: destinations/s3_upload.py
 _HEARTBEAT = 30.0  # seconds within which a watch says something, however little happens: intake/intake.py
 _MARGIN = 30.0  # seconds on top of a limit that ends a wait by itself
@@ -74,6 +76,7 @@ class Watchdog:
         """What stands still longer than it may, the longest first. ``now`` is monotonic, in seconds."""
         found = [self._of_watch(config, status, now) for status in watches]
         found += [self._of_job(config, job, running, now) for job in running.values()]
+        found += [self._of_download(config, job, now) for job in running.values()]
         return sorted((stall for stall in found if stall), key=lambda stall: -stall.still)
 
     def _of_watch(self, config: Config, status: WatchStatus, now: float) -> Stall | None:
@@ -95,6 +98,19 @@ class Watchdog:
         version = job.job.version
         path = os.fsdecode(version.path).encode("unicode_escape").decode()
         return Stall(f"job {job.job.id} ({version.watch}/{path}) in stage {job.stage}", still, job.job.id)
+
+    def _of_download(self, config: Config, job: Running, now: float) -> Stall | None:
+        mirror = config.mirrors.get(job.job.version.watch)
+        still = now - job.moved_at
+        if mirror is None or self._is_network(mirror.path):
+            return None
+        source, version = config.destinations[mirror.source], job.job.version
+        assert isinstance(source, S3Destination)
+        patience = _TRIES * (source.connect_timeout + 2 * source.read_timeout) + _MARGIN
+        patience += version.size / SLOWEST_DISK + RANGES / SLOWEST_LINE
+        if still <= max(self._shortest(), patience):
+            return None
+        return Stall(f"download {job.job.id} ({version.watch}/{shown(version.path)})", still, job.job.id)
 
     def _shortest(self) -> float:
         """Half the period, so that systemd still waits a whole period after the last sign."""

@@ -15,13 +15,14 @@ from typing import Any
 
 from quaymaster.errors import StoreDamaged, StoreError, StoreLost
 from quaymaster.model import FileVersion, Identity, Job, Proof, Stage, State
-from quaymaster.store import control, copies, custody, jobs, ledger, outbox, passes, small
+from quaymaster.store import control, copies, custody, jobs, ledger, mirrors, outbox, passes, small
 from quaymaster.store.control import Control, Pause
 from quaymaster.store.copies import Copy, Place, Selection
 from quaymaster.store.custody import Entry, Head
 from quaymaster.store.db import DAMAGED, FILE_NAME, Database, Transaction
 from quaymaster.store.jobs import Filter, Held
 from quaymaster.store.ledger import Delivery
+from quaymaster.store.mirrors import Downloaded
 from quaymaster.store.outbox import Outbox
 from quaymaster.store.passes import Outcome, Row
 from quaymaster.store.salvage import Salvaged, salvage
@@ -33,6 +34,7 @@ __all__ = [
     "Control",
     "Copy",
     "Delivery",
+    "Downloaded",
     "Entry",
     "Filter",
     "Head",
@@ -501,6 +503,64 @@ class Store:
         """How many times smaller the compressed copies of a watch are than their sources; None while there is none."""
         with self._db.read() as t:
             return passes.ratio(t, watch)
+
+    # -- mirrors --
+
+    def declare(self, mirrors_named: Iterable[str], watches_named: Iterable[str]) -> None:
+        """Which names stand for mirrors and which for watches. Raises StoreError for one that was the other before."""
+        self._db.write(lambda t: mirrors.declare(t, mirrors_named, watches_named))
+
+    def mirrors(self) -> set[str]:
+        """Names that stand for mirrors."""
+        with self._db.read() as t:
+            return mirrors.names(t)
+
+    def downloaded(self, mirror: str) -> dict[tuple[bytes, int], Downloaded]:
+        """What a mirror has downloaded and verified: (path, tag) -> what it is."""
+        with self._db.read() as t:
+            return mirrors.downloaded(t, mirror)
+
+    def want(self, mirror: str, versions: Sequence[FileVersion]) -> dict[bytes, Job]:
+        """Queue these objects; path -> the job of each that waits for a retry or an operator, or was given up."""
+        return self._db.write(lambda t: mirrors.wanted(t, versions, self._clock())) if versions else {}
+
+    def unlisted(self, mirror: str, paths: set[bytes]) -> int:
+        """Supersede open jobs of all objects but these; how many."""
+        return self._db.write(lambda t: mirrors.left_over(t, mirror, paths))
+
+    def download_done(self, job: Job, done: Downloaded, details: Mapping[str, Any]) -> None:
+        """An object is on the disk and verified: recorded, told in the custody log, and its job is done."""
+
+        def act(t: Any) -> None:
+            mirrors.record(t, job.version.watch, done)
+            self._note(t, "downloaded", job, details)
+            jobs.finish(t, [job.id], self._clock())
+
+        self._db.write(act)
+
+    def mirror_units(self, mirror: str) -> dict[bytes, mirrors.mirrors.Unit]:
+        with self._db.read() as t:
+            return mirrors.units(t, mirror)
+
+    def put_unit(self, mirror: str, unit: mirrors.Unit, kind: str = "", details: Mapping[str, Any] | None = None) -> None:
+        """Remember how a unit of a mirror stands; with ``kind`` it is told in the custody log."""
+
+        def act(t: Any) -> None:
+            mirrors.put_unit(t, mirror, unit)
+            if kind:
+                custody.append(t, kind, self._clock(), watch=mirror, path=unit.path, details=details or {})
+
+        self._db.write(act)
+
+    def forget_mirrored(self, mirror: str, objects: Sequence[tuple[bytes, int]], unit: bytes = b"") -> None:
+        """Nothing uses these objects any more; with ``unit``, that was removed."""
+
+        def act(t: Any) -> None:
+            mirrors.forget(t, mirror, unit, objects)
+            if unit:
+                custody.append(t, "removed", self._clock(), watch=mirror, path=unit, details={})
+
+        self._db.write(act)
 
     # -- operators --
 

@@ -318,6 +318,19 @@ def find(t: Transaction, which: Filter) -> list[Job]:
     return _jobs(t.execute(f"{_SELECT} WHERE {conditions}{tail}", values))
 
 
+def find_versions(t: Transaction, versions: Sequence[FileVersion]) -> list[Job]:
+    """The jobs of these versions (at most 500 at a time), as far as there are any."""
+    wanted = {(v.watch, v.path, v.identity) for v in versions}
+    marks = ",".join("?" * len(versions))
+    found: list[Job] = []
+    for watch in {version.watch for version in versions}:
+        rows = t.execute(
+            f"{_SELECT} WHERE watches.name = ? AND path IN ({marks})", (watch, *(v.path for v in versions))
+        )
+        found += _jobs(rows)
+    return [job for job in found if (job.version.watch, job.version.path, job.version.identity) in wanted]
+
+
 def held(t: Transaction) -> list[Held]:
     """What waits or is parked, by its error; the most frequent first. From an index, and one job of each group."""
     rows = t.execute(

@@ -21,9 +21,10 @@ from typing import Any
 from quaymaster.store.db import FILE_NAME, Database, Transaction
 
 _FILES = (FILE_NAME, f"{FILE_NAME}-wal", f"{FILE_NAME}-shm")
-_TABLES = ("watches", "jobs", "uploads", "ledger", "reports")
+_TABLES = ("watches", "jobs", "uploads", "ledger", "reports", "mirror_objects", "mirror_units")
+_OF_WATCHES = ("jobs", "ledger", "mirror_objects", "mirror_units")
 _JOIN = (
-    *(f"DELETE FROM {table} WHERE watch_id NOT IN (SELECT id FROM watches)" for table in ("jobs", "ledger")),
+    *(f"DELETE FROM {table} WHERE watch_id NOT IN (SELECT id FROM watches)" for table in _OF_WATCHES),
     """
     INSERT OR IGNORE INTO jobs (id, watch_id, path, inode, size, mtime_ns, state, queued_at, ended_at)
     SELECT job_id, watch_id, path, inode, size, mtime_ns, 'done', min(delivered_at), max(delivered_at)

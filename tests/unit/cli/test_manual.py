@@ -76,6 +76,7 @@ def test_the_configuration_page_has_exactly_the_settings_there_are() -> None:
         "[destination.NAME]": (settings.S3Destination, settings.DirectoryDestination, settings.BesideDestination),
         "[watch.NAME]": (settings.Watch, settings.Compress),
         "[hook.NAME]": (settings.Hook,),
+        "[mirror.NAME]": (settings.Mirror,),
     }
     for title, models in tables.items():
         known = {name for model in models for name in model.model_fields} - {"name", "after_dir"}

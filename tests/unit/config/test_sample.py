@@ -13,6 +13,7 @@ from quaymaster.config import (
     DirectoryDestination,
     Hook,
     Limits,
+    Mirror,
     S3Destination,
     Service,
     Watch,
@@ -39,6 +40,7 @@ def test_it_loads_with_everything_uncommented(site, uncommented):
     config = site.load(uncommented)
     assert config.watches.keys() == {"incoming", "sequencer"}
     assert {destination.type for destination in config.destinations.values()} == {"directory", "s3", "beside"}
+    assert config.mirrors.keys() == {"models"}
     assert config.watches["sequencer"].compress == Compress(format="zstd")
 
 
@@ -54,11 +56,13 @@ def test_what_it_calls_a_default_is_one(site, shipped, uncommented):
         (before.limits, after.limits),
         (before.watches["incoming"], after.watches["incoming"]),
         (S3Destination(name="bucket", bucket="lab-archive"), after.destinations["bucket"]),
+        (Mirror(name="models", source="bucket", path="/srv/models"), after.mirrors["models"]),
     ):
         assert old.model_dump(exclude=examples) == new.model_dump(exclude=examples)
 
 
 def test_every_setting_is_in_it(shipped):
     shown = set(re.findall(r"(?m)^#?([a-z_]+) = ", shipped))
-    models = (Service, Limits, S3Destination, DirectoryDestination, BesideDestination, Watch, Compress, Hook)
+    tables = (Service, Limits, S3Destination, DirectoryDestination, BesideDestination)
+    models = (*tables, Watch, Compress, Hook, Mirror)
     assert {name for model in models for name in model.model_fields} - {"name", "after_dir"} <= shown

@@ -235,7 +235,10 @@ def test_an_earlier_database_is_counted_when_it_is_migrated(store: Store, tmp_pa
             connection.execute(f"DROP TABLE {name}")
         for name in ("jobs_smallest", "jobs_open_since", "jobs_stuck"):
             connection.execute(f"DROP INDEX {name}")
-        connection.execute("ALTER TABLE watches DROP COLUMN served")
+        for name in ("mirror_objects", "mirror_units"):
+            connection.execute(f"DROP TABLE {name}")
+        for name in ("served", "kind"):
+            connection.execute(f"ALTER TABLE watches DROP COLUMN {name}")
         connection.execute("PRAGMA user_version = 2")
     connection.close()
     again = Store(str(tmp_path), create=True)

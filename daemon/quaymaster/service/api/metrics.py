@@ -7,7 +7,7 @@ set of figures beside the read model's, for some seventy lines.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from quaymaster.service.view.records import Record
@@ -74,6 +74,7 @@ def _of_service(found: Record, reasons: list[str]) -> _Families:
             "1 unless the last delivery to it failed for a reason of the destination.",
             _up(destinations, "destination", "failing"),
         ),
+        *_of_mirrors(found["mirrors"]),
     ]
     if verify:
         faults = [({"fault": name}, verify[name]) for name in ("missing", "changed", "damaged")]
@@ -82,6 +83,36 @@ def _of_service(found: Record, reasons: list[str]) -> _Families:
             ("verify_last_faulty_copies", "gauge", "Copies that were not as recorded.", faults),
         ]
     return families
+
+
+def _of_mirrors(mirrors: list[Record]) -> _Families:
+    def each(value: Callable[[Record], Any]) -> _Samples:
+        return [({"mirror": mirror["name"]}, value(mirror)) for mirror in mirrors]
+
+    return [
+        ("mirror_up", "gauge", "1 unless its bucket or directory fails.", _up(mirrors, "mirror", "outage")),
+        (
+            "mirror_last_good_time_seconds",
+            "gauge",
+            "When its bucket was last listed whole.",
+            each(lambda mirror: mirror["last_good"]),
+        ),
+        ("mirror_listed_objects", "gauge", "Objects in the bucket.", each(lambda mirror: mirror["listed"])),
+        ("mirror_released_units", "gauge", "Versions in place.", each(lambda mirror: mirror["released"])),
+        ("mirror_waiting_units", "gauge", "Versions not whole yet.", each(lambda mirror: len(mirror["waiting"]))),
+        (
+            "mirror_quarantined_units",
+            "gauge",
+            "Versions that were not taken.",
+            each(lambda mirror: len(mirror["quarantined"])),
+        ),
+        (
+            "mirror_server_failing",
+            "gauge",
+            "1 while the model server or the command cannot be told.",
+            each(lambda mirror: int(bool(mirror["server"]))),
+        ),
+    ]
 
 
 def _up(parts: list[Record], label: str, down: str) -> _Samples:
@@ -96,7 +127,8 @@ def _of_work(found: Record) -> _Families:
         for pair in to["delivered"]
     ]
     failed = {kind: [f for f in found["failures"] if f["kind"] == kind] for kind in ("retry", "parked")}
-    per_state = [(w["name"], state, tally) for w in watches for state, tally in w["jobs"].items()]
+    queues = [*watches, *found["mirrors"]]
+    per_state = [(w["name"], state, tally) for w in queues for state, tally in w["jobs"].items()]
     held = [({"by": name}, use.get("waiting")) for name, use in ceilings.items() if isinstance(use, dict)]
     flows = [({"destination": flow["destination"]}, flow) for flow in ceilings.get("bandwidth", ())]
     families: _Families = [

@@ -93,6 +93,11 @@ SCHEMAS: dict[str, Schema] = {
         changed_at=NUMBER, completed_at=_or_null(NUMBER), published_at=_or_null(NUMBER), complete_by=TEXT,
         forced_by=TEXT, files=WHOLE, bytes=WHOLE, missing=WHOLE, digest=TEXT,
     ),
+    "Mirror": _object(
+        name=TEXT, path=TEXT, source=TEXT, state=TEXT, reason=TEXT, since=_or_null(NUMBER), paused=_PAUSED,
+        last_good=_or_null(NUMBER), listed=WHOLE, bytes=WHOLE, released=WHOLE, waiting={"type": "object"},
+        quarantined={"type": "object"}, refused={"type": "object"}, server=TEXT, jobs=_TALLIES,
+    ),
     "Destination": _object(
         name=TEXT, type=TEXT, state=TEXT, error=TEXT, since=_or_null(NUMBER),
         delivered=_list(_object(watch=TEXT, **_AMOUNTS)),
@@ -116,8 +121,8 @@ SCHEMAS: dict[str, Schema] = {
         ),
         eta_seconds=_or_null(NUMBER),
         ceilings={"type": "object"},
-        watches=_list(_ref("Watch")), destinations=_list(_ref("Destination")),
-        hooks=_list(_ref("Hook")), running=_list(_ref("Running")),
+        watches=_list(_ref("Watch")), mirrors=_list(_ref("Mirror")), hooks=_list(_ref("Hook")),
+        destinations=_list(_ref("Destination")), running=_list(_ref("Running")),
         waiting=_list(_ref("Group")), parked=_list(_ref("Group")), stalled=_list(TEXT),
         failures=_list(_object(kind=TEXT, error_code=TEXT, jobs=WHOLE)),
     ),

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from quaymaster.config import Config
 from quaymaster.errors import StoreError
 from quaymaster.service.view.hooks import failing
+from quaymaster.service.view.mirrors import wrong_with
 from quaymaster.service.view.records import Record
 from quaymaster.service.view.snapshot import snapshot
 from quaymaster.service.view.units import overdue_text
@@ -126,6 +127,10 @@ class Site:
             return {"status": "degraded", "reasons": [str(error)], "notes": []}
         return {"status": "degraded" if (why := self.reasons(found)) else "ok", "reasons": why, "notes": notes(found)}
 
+    def _interval(self, mirror: Record) -> float:
+        configured = self.config.mirrors.get(mirror["name"])
+        return configured.interval if configured else 0.0
+
     def reasons(self, found: Record) -> list[str]:
         """Why the service is not well."""
         still = self._still()
@@ -139,6 +144,9 @@ class Site:
             if destination["state"] == "failing":
                 why.append(f"destination {destination['name']} fails: {destination['error']}")
         why += failing(found["hooks"], found["at"])
+        why += [
+            reason for mirror in found["mirrors"] for reason in wrong_with(mirror, found["at"], self._interval(mirror))
+        ]
         why += [f"standing still: {what}" for what in found["stalled"]]
         last = found["verify"]["last"]
         faults = {name: last[name] for name in ("missing", "changed", "damaged") if last[name]} if last else {}
@@ -157,6 +165,11 @@ def notes(found: Record) -> list[str]:
             said.append(f"watch {watch['name']} polls: {watch['reason']}")
         if watch["paused"]:
             said.append(f"watch {watch['name']} is paused by {watch['paused']['by']}")
+    for mirror in found["mirrors"]:
+        if mirror["paused"]:
+            said.append(f"mirror {mirror['name']} is paused by {mirror['paused']['by']}")
+        if mirror["refused"]:
+            said.append(f"mirror {mirror['name']} refuses {len(mirror['refused'])} names")
     return said
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from quaymaster import __version__
 from quaymaster.model import Job, State, watch_of
 from quaymaster.service.view.hooks import hook_records
+from quaymaster.service.view.mirrors import mirrors
 from quaymaster.service.view.records import Record, job_record, path_record
 from quaymaster.service.view.units import units_of_watches
 
@@ -47,6 +48,10 @@ def snapshot(config: Config, store: Store, pid: int | None, now: float) -> Recor
         "eta_seconds": _eta(counts, control, running, rates) if pid is not None else None,
         "ceilings": reports.get("ceilings", (0.0, {}))[1] if pid is not None else {},
         "watches": _watches(config, store, reports, counts, control, now, running=pid is not None),
+        "mirrors": [
+            {**each, "jobs": _tally([counts.get(each["name"], {})])}
+            for each in mirrors(config, reports, control, running=pid is not None)
+        ],
         "destinations": _destinations(config, reports, of_rates, running=pid is not None),
         "hooks": hook_records(config, store, now),
         "running": running,
@@ -122,7 +127,8 @@ def _watches(
     running: bool,
 ) -> list[Record]:
     found, first, units = [], store.first_queued(), units_of_watches(config, store, now)
-    others = (name for name in sorted(counts) if name not in config.watches and name == watch_of(name))
+    known = {*config.watches, *store.mirrors()}
+    others = (name for name in sorted(counts) if name not in known and name == watch_of(name))
     for name in [*config.watches, *others]:
         configured = config.watches.get(name)
         said = dict(reports.get(f"watch:{name}", (0.0, {}))[1]) if running and configured else {}

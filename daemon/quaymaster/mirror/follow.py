@@ -1,0 +1,546 @@
+"""One mirror: follows its bucket, and releases what is whole. Read :meth:`Follower.look` from top to bottom.
+
+The listing is the truth, what the store remembers is compared with it, and everything that is missing follows from the
+difference; so a pass can be cut off anywhere, and the next one goes on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from quaymaster.destinations import disk
+from quaymaster.errors import Conflict, IntegrityError, QuaymasterError, StoreError, TransferError, Unreachable
+from quaymaster.mirror import manifest
+from quaymaster.mirror.plan import Listed, Plan, Wanted, bare, plan
+from quaymaster.mirror.release import Ground
+from quaymaster.mirror.server import VersionRefused
+from quaymaster.mirror.serving import Serving
+from quaymaster.mirror.works import Downloads
+from quaymaster.model import Emit, Event, FileVersion, Identity, Job, Level, State, Stored, shown
+from quaymaster.store import Downloaded, Store
+from quaymaster.store.mirrors import Unit
+
+if TYPE_CHECKING:
+    from quaymaster.config import Mirror
+    from quaymaster.destinations.base import Destination
+
+_STILL = 2
+"""Listings in which a version must be the same before it counts as whole, when nothing else says so."""
+_TOLD = 20
+"""Names that a report holds at most, of each kind."""
+
+
+class NotYet(Exception):
+    """Why a unit cannot be released now."""
+
+
+@dataclass(slots=True)
+class Standing:
+    """What is told of a mirror (``status``, ``/healthz``)."""
+
+    state: str = "starting"
+    """``ok``, ``outage`` or ``starting``."""
+    reason: str = ""
+    since: float = 0.0
+    last_good: float | None = None
+    """When the bucket was last listed whole (seconds since the epoch)."""
+    listed: int = 0
+    bytes: int = 0
+    released: int = 0
+    waiting: dict[str, str] = field(default_factory=dict)
+    """Unit -> why it is not released yet."""
+    quarantined: dict[str, str] = field(default_factory=dict)
+    refused: dict[str, str] = field(default_factory=dict)
+    """Key or unit -> why it cannot be released."""
+    server: str = ""
+    """What is wrong with the model server, its config.json or the command."""
+
+
+class Follower:
+    """Does nothing until :meth:`look`; its methods are called by one thread, but for ``state``."""
+
+    def __init__(
+        self,
+        mirror: Mirror,
+        store: Store,
+        source: Destination,
+        ground: Ground,
+        downloads: Downloads,
+        serving: Serving,
+        takes: Callable[[bytes], bool],
+        emit: Emit,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.name = mirror.name
+        self.state = Standing()
+        self._mirror, self._store, self._source, self._ground = mirror, store, source, ground
+        self._downloads, self._serving, self._takes = downloads, serving, takes
+        self._emit, self._clock = emit, clock
+        self._plan = Plan({}, [], {})
+        self._prefix = f"{mirror.prefix.rstrip('/')}/" if mirror.prefix else ""
+        self._seen: dict[bytes, tuple[str, int]] = {}
+        self._digest = b""
+        self._settled: dict[bytes, Unit] | None = None
+        """How everything stood when nothing was left to do; None: something is."""
+        self._cleared = False
+        self._told: set[tuple[str, str]] = set()
+
+    def listed(self, path: bytes) -> Listed | None:
+        return self._plan.keys.get(path)
+
+    # -- one pass --
+
+    def look(self) -> None:
+        """List the bucket, queue what is missing, release what is whole, remove what is to be removed."""
+        try:
+            objects = list(self._source.listing(self._prefix))
+            self._clear_once()
+            units = self._store.mirror_units(self.name)
+            if not objects and any(unit.state == "released" for unit in units.values()):
+                raise Unreachable("The bucket lists nothing any more", "Nothing is removed; see what became of it")
+            self._note_listing(objects)
+            if self._settled == units and self._all_there(units):
+                self._ground.clear_old(self._mirror.keep_old)
+            else:
+                self._go_on(units)
+            self._back(objects)
+        except TransferError as error:
+            self._outage(error)
+
+    def go_on(self) -> None:
+        """Between two listings: release what has become whole since the last one."""
+        try:
+            self._go_on(self._store.mirror_units(self.name))
+        except TransferError as error:
+            self._outage(error)
+
+    def _note_listing(self, objects: Sequence[Stored]) -> None:
+        whole = hashlib.sha256()
+        for each in objects:
+            whole.update(f"{each.key}\0{each.etag}\0{each.size}\n".encode("utf-8", "surrogateescape"))
+        again, self._digest = whole.digest() == self._digest, whole.digest()
+        if not again:
+            self._settled = None
+            self._plan = plan(objects, self._prefix, self._mirror.layout, self._takes)
+        for path, unit in self._plan.units.items():
+            fingerprint, count = self._seen.get(path, ("", 0))
+            mine = fingerprint if again else unit.fingerprint()
+            self._seen[path] = (mine, count + 1 if mine == fingerprint else 1)
+        self._seen = {path: seen for path, seen in self._seen.items() if path in self._plan.units}
+        self.state.listed, self.state.bytes = len(objects), sum(each.size for each in objects)
+
+    def _all_there(self, units: Mapping[bytes, Unit]) -> bool:
+        return all(
+            self._in_place(wanted)
+            for path, wanted in self._plan.units.items()
+            if path in units and units[path].state == "released"
+        )
+
+    def _in_place(self, wanted: Wanted) -> bool:
+        names = {wanted.path} if wanted.directory else {wanted.path, bare(wanted.path, compressed=True)}
+        return any(self._ground.has(name, wanted.directory) for name in names)
+
+    def _go_on(self, units: dict[bytes, Unit]) -> None:
+        state = self.state
+        waiting, refused = dict[str, str](), dict(self._plan.refused[:_TOLD])
+        pending: list[Wanted] = []
+        for path, wanted in self._plan.units.items():
+            why = self._refusal(wanted)
+            if why:
+                refused[shown(path)] = why
+            elif self._is_pending(wanted, units.get(path), waiting):
+                pending.append(wanted)
+        pending = self._newest(pending, units)
+        self._fetch_and_release(pending, units, waiting)
+        self._tell_servers(units)
+        self._remove(units, self._older(units))
+        self._ground.clear_old(self._mirror.keep_old)
+        state.waiting, state.refused = _some(waiting), _some(refused)
+        state.quarantined = _some({shown(u.path): u.error for u in units.values() if u.refused})
+        state.released = sum(unit.state == "released" for unit in units.values())
+        state.server = self._serving.trouble
+        told = all(unit.checked for unit in units.values() if unit.state == "released")
+        leaving = self._mirror.on_delete == "remove" and any(unit.gone_since is not None for unit in units.values())
+        self._settled = dict(units) if told and not (waiting or leaving) else None
+        self._tell_refused(refused)
+
+    def _refusal(self, wanted: Wanted) -> str:
+        return wanted.refused or self._serving.refusal(wanted, self._plan)
+
+    def _is_pending(self, wanted: Wanted, known: Unit | None, waiting: dict[str, str]) -> bool:
+        fingerprint = self._fingerprint(wanted)
+        if known is None:
+            return True
+        if known.refused == fingerprint:
+            return False
+        if known.state != "released":
+            return True
+        if known.fingerprint == fingerprint and self._in_place(wanted):
+            return False
+        tags = wanted.tags()
+        if known.objects and tags.items() < known.objects.items() and self._in_place(wanted):
+            # Nothing is new: it is being removed upstream, one object after the other.
+            missing = len(known.objects) - len(tags)
+            since = known.gone_since or self._clock()
+            if self._mirror.on_delete == "keep" or self._clock() - since < self._mirror.delete_grace:
+                self._gone(known, since)
+                waiting[shown(wanted.path)] = f"{missing} of its objects are gone upstream; it stays as it was released"
+                return False
+        return True
+
+    def _fingerprint(self, wanted: Wanted) -> str:
+        return self._seen[wanted.path][0] if wanted.path in self._seen else wanted.fingerprint()
+
+    def _newest(self, pending: list[Wanted], units: Mapping[bytes, Unit]) -> list[Wanted]:
+        """Of each model only so many versions, with those that are released."""
+        keep = self._mirror.keep_versions
+        if keep is None:
+            return pending
+        paths = [*(w.path for w in pending), *(p for p, u in units.items() if u.state == "released")]
+        wanted = {versions[n] for versions in self._versions(paths).values() for n in sorted(versions)[-keep:]}
+        return [w for w in pending if not w.version or w.path in wanted]
+
+    def _older(self, units: Mapping[bytes, Unit]) -> list[bytes]:
+        """Released versions, of whose models enough newer ones are released."""
+        keep = self._mirror.keep_versions
+        if keep is None:
+            return []
+        released = self._versions([path for path, unit in units.items() if unit.state == "released"])
+        return [versions[n] for versions in released.values() for n in sorted(versions)[:-keep]]
+
+    def _versions(self, paths: Sequence[bytes]) -> dict[bytes, dict[int, bytes]]:
+        """Model -> version -> path."""
+        of: dict[bytes, dict[int, bytes]] = {}
+        for path in paths:
+            each = Wanted(path, directory=True)
+            if each.version and self._plan.keys.get(path) is None:
+                of.setdefault(each.model, {})[each.version] = path
+        return of
+
+    # -- downloading and releasing --
+
+    def _fetch_and_release(self, pending: list[Wanted], units: dict[bytes, Unit], waiting: dict[str, str]) -> None:
+        had = self._store.downloaded(self.name) if pending else {}
+        ready: list[tuple[Wanted, dict[bytes, Downloaded]]] = []
+        missing: list[FileVersion] = []
+        lacks: dict[bytes, list[bytes]] = {}
+        for wanted in pending:
+            files, lacking = self._files(wanted, had)
+            missing += [self._version(wanted.objects[path]) for path in lacking]
+            lacks[wanted.path] = lacking
+            if not lacking:
+                ready.append((wanted, files))
+        held = self._store.want(self.name, missing)
+        self._store.unlisted(self.name, set(self._plan.keys))
+        if missing:
+            queued = self._store.counts().get(self.name, {}).get(State.QUEUED, (0, 0))[0]
+            self._downloads.wake(queued)
+        for wanted in pending:
+            if lacking := lacks[wanted.path]:
+                waiting[shown(wanted.path)] = _why_missing(lacking, held, len(wanted.objects))
+        for wanted, files in ready:
+            try:
+                units[wanted.path] = self._release(wanted, files, units.get(wanted.path), had)
+            except NotYet as why:
+                waiting[shown(wanted.path)] = str(why)
+            except Conflict as error:
+                waiting[shown(wanted.path)] = str(error)
+                self._tell_once(shown(wanted.path), error)
+
+    def _files(
+        self, wanted: Wanted, had: Mapping[tuple[bytes, int], Downloaded]
+    ) -> tuple[dict[bytes, Downloaded], list[bytes]]:
+        """Verified files of a unit by their targets, and the paths of objects that have none."""
+        found = {path: had[path, each.tag] for path, each in wanted.objects.items() if (path, each.tag) in had}
+        kept = self._ground.kept(list(found.values()), wanted.path)
+        lacking = [path for path in wanted.objects if path not in found or found[path].target not in kept]
+        return {each.target: each for each in found.values()}, lacking
+
+    def _version(self, listed: Listed) -> FileVersion:
+        stored = listed.stored
+        return FileVersion(self.name, listed.path, Identity(listed.tag, stored.size, round(stored.mtime * 1e6) * 1000))
+
+    def _release(
+        self,
+        wanted: Wanted,
+        files: dict[bytes, Downloaded],
+        known: Unit | None,
+        had: Mapping[tuple[bytes, int], Downloaded],
+    ) -> Unit:
+        """Raises NotYet, TransferError."""
+        fingerprint = self._fingerprint(wanted)
+        path = _target(wanted, files)
+        if len(files) < len(wanted.objects):
+            return self._refuse(wanted, known, "two of its objects are the same file, once expanded")
+        try:
+            self._require_whole(wanted, files, had)
+        except IntegrityError as error:
+            return self._refuse(wanted, known, str(error))
+        now = replace(known or Unit(wanted.path, "none"), gone_since=None)
+        went_on = now.state == "releasing" and self._ground.went_on(files, now.old.encode())
+        ours = now.state in ("released", "releasing")
+        if not went_on and not ours and self._ground.has(path, wanted.directory):
+            went_on = self._ground.same_as_released(path, files, wanted.directory)
+        if went_on:
+            now = replace(now, old=now.old if self._ground.has_old(now.old.encode()) else "")
+        else:
+            self._ground.discard(now.old.encode())
+            assembled = self._ground.assemble(path, files, wanted.directory)
+            now = replace(now, state="releasing", old=assembled.decode())
+            self._store.put_unit(self.name, now)
+            try:
+                if not self._ground.publish(assembled, path, replace=ours):
+                    now = replace(now, old="")
+            except Conflict:
+                self._store.put_unit(self.name, replace(known or Unit(wanted.path, "none")))
+                raise
+        return self._released(wanted, files, replace(now, fingerprint=fingerprint), known)
+
+    def _released(self, wanted: Wanted, files: dict[bytes, Downloaded], now: Unit, known: Unit | None) -> Unit:
+        unit = replace(
+            now, state="released", objects=wanted.tags(), at=self._clock(), checked=False, refused="", error=""
+        )
+        size = sum(file.size for file in files.values())
+        said = {"files": {shown(f.target): f.sha256 for f in files.values()}, "bytes": size}
+        self._store.put_unit(self.name, unit, "released", said)
+        self._ground.drop([file.job for file in files.values()])
+        self._forget_others(wanted, known)
+        self._say("released", f"released: {len(files):,} files, {size:,} bytes", Level.NOTICE, wanted.path)
+        return unit
+
+    def _forget_others(self, wanted: Wanted, known: Unit | None) -> None:
+        """What an earlier release was made of, and this one is not."""
+        others = [(p, tag) for p, tag in (known.objects if known else {}).items() if wanted.tags().get(p) != tag]
+        if others:
+            self._store.forget_mirrored(self.name, others)
+
+    def _refuse(self, wanted: Wanted, known: Unit | None, why: str) -> Unit:
+        unit = replace(known or Unit(wanted.path, "none"), refused=self._fingerprint(wanted), error=why)
+        self._store.put_unit(self.name, unit, "quarantined", {"error": why})
+        self._say("quarantined", f"not released: {why}", Level.ERROR, wanted.path, "quarantined")
+        return unit
+
+    def _require_whole(
+        self, wanted: Wanted, files: Mapping[bytes, Downloaded], had: Mapping[tuple[bytes, int], Downloaded]
+    ) -> None:
+        """Raises NotYet, and IntegrityError when it is not what its manifest says."""
+        marker = self._mirror.marker.encode() if self._mirror.marker else b""
+        listed = self._manifests(wanted, had)
+        if marker and wanted.directory and not self._beside(wanted, (marker,)):
+            raise NotYet(f"{self._mirror.marker} has not arrived")
+        proven: set[bytes] = set()
+        for folder, sums in listed:
+            below = {folder + path: sha256 for path, sha256 in sums.items()}
+            mine = {p: s for p, s in below.items() if p.startswith(wanted.path + b"/") or p == wanted.path}
+            if absent := [path for path in mine if path not in files]:
+                raise NotYet(f"{shown(absent[0])} has not arrived, which its manifest names")
+            for path, sha256 in mine.items():
+                if files[path].sha256 != sha256:
+                    raise IntegrityError(f"{shown(path)} is not what its manifest says ({files[path].sha256})")
+            proven |= mine.keys()
+            proven |= {folder + name for name in manifest.NAMES}
+        if self._mirror.require_proof:
+            for target, file in files.items():
+                if not file.evidence and target not in proven:
+                    raise IntegrityError(f"nothing tells a digest of {shown(target)}, and require_proof is set")
+        if not marker and not listed and wanted.directory and self._seen.get(wanted.path, ("", 0))[1] < _STILL:
+            raise NotYet("it must be the same in the next listing")
+
+    def _beside(self, wanted: Wanted, names: Sequence[bytes]) -> Listed | None:
+        """The object of one of these names in the unit's directory, or in one above it."""
+        folder = wanted.path if wanted.directory else wanted.model
+        while True:
+            for name in names:
+                found = self._plan.keys.get(folder + b"/" + name if folder else name)
+                if found is not None:
+                    return found
+            if not folder:
+                return None
+            folder = folder.rpartition(b"/")[0]
+
+    def _manifests(
+        self, wanted: Wanted, had: Mapping[tuple[bytes, int], Downloaded]
+    ) -> list[tuple[bytes, dict[bytes, str]]]:
+        found = []
+        for name in manifest.NAMES:
+            listed = self._beside(wanted, (name,))
+            if listed is None or listed.path == wanted.path:
+                continue
+            file = had.get((listed.path, listed.tag))
+            if file is None or not self._ground.kept([file], wanted.path):
+                raise NotYet(f"{shown(listed.path)} has not arrived")
+            content = self._ground.content(file, manifest.LARGEST)
+            found.append((listed.path[: -len(name)], manifest.parse(name, content)))
+        return found
+
+    # -- model servers --
+
+    def _tell_servers(self, units: dict[bytes, Unit]) -> None:
+        """Those that are not told yet: after a release, and while the server does not answer."""
+        self._serving.trouble = ""
+        for path, unit in list(units.items()):
+            if unit.state != "released" or unit.checked:
+                continue
+            try:
+                self._serving.tell(unit, units)
+            except VersionRefused as error:
+                units[path] = self._put_back(unit, error)
+                continue
+            except TransferError as error:
+                self._serving.trouble = str(error)
+                self._tell_once("server", error)
+                continue
+            units[path] = replace(unit, checked=True, old="")
+            self._store.put_unit(self.name, units[path])
+
+    def _put_back(self, unit: Unit, error: QuaymasterError) -> Unit:
+        had = self._ground.has_old(unit.old.encode())
+        where = self._ground.quarantine(unit.path, unit.old.encode() if had else b"")
+        back = replace(
+            unit, state="released" if had else "none", objects={}, fingerprint="", old="", checked=True,
+            refused=unit.fingerprint, error=str(error),
+        )  # fmt: skip
+        self._store.put_unit(self.name, back, "quarantined", {"error": str(error), "where": where})
+        kept = "the version before is in place again" if had else "nothing was there before"
+        self._say("quarantined", f"{error} It is in {where}; {kept}", Level.ERROR, unit.path, error.code)
+        with suppress(TransferError):  # told again at the next pass
+            self._serving.after_removal(unit, here=had)
+        return back
+
+    def preview(self) -> list[tuple[bytes, str, int]]:
+        """What a pass would do: (unit, what, bytes to download). Changes nothing. Raises TransferError, StoreError."""
+        objects = list(self._source.listing(self._prefix))
+        units = self._store.mirror_units(self.name)
+        self._note_listing(objects)
+        had = self._store.downloaded(self.name)
+        found = []
+        for path, wanted in self._plan.units.items():
+            known = units.get(path)
+            size = sum(e.stored.size for e in wanted.objects.values() if (e.path, e.tag) not in had)
+            if why := self._refusal(wanted):
+                found.append((path, f"refused: {why}", 0))
+            elif known and known.refused == self._fingerprint(wanted):
+                found.append((path, f"quarantined: {known.error}", 0))
+            elif known is None or known.state != "released":
+                found.append((path, "new", size))
+            elif known.fingerprint != self._fingerprint(wanted) or not self._in_place(wanted):
+                found.append((path, "changed", size))
+        found += [(key.encode("utf-8", "surrogateescape"), f"refused: {why}", 0) for key, why in self._plan.refused]
+        return found + [(path, "gone upstream", 0) for path in units if path not in self._plan.units]
+
+    def retry_quarantined(self) -> list[bytes]:
+        """An operator's word: what was not taken is tried again at the next pass."""
+        units = [unit for unit in self._store.mirror_units(self.name).values() if unit.refused]
+        for unit in units:
+            self._store.put_unit(self.name, replace(unit, refused="", error=""))
+        return [unit.path for unit in units]
+
+    # -- removing --
+
+    def _gone(self, unit: Unit, since: float) -> None:
+        if unit.gone_since is None:
+            self._store.put_unit(self.name, replace(unit, gone_since=since))
+
+    def _remove(self, units: dict[bytes, Unit], older: Sequence[bytes]) -> None:
+        now = self._clock()
+        for path, unit in list(units.items()):
+            here = path in self._plan.units
+            if here and path not in older:
+                if unit.gone_since is not None and self._plan.units[path].tags().items() >= unit.objects.items():
+                    units[path] = replace(unit, gone_since=None)
+                    self._store.put_unit(self.name, units[path])
+                continue
+            if path not in older:
+                since = unit.gone_since if unit.gone_since is not None else now
+                self._gone(unit, since)
+                units[path] = replace(unit, gone_since=since)
+                if self._mirror.on_delete == "keep" or now - since < self._mirror.delete_grace:
+                    continue
+            self._take_away(units, unit, "newer versions are released" if path in older else "it is gone upstream")
+
+    def _take_away(self, units: dict[bytes, Unit], unit: Unit, why: str) -> None:
+        rest = {path: each for path, each in units.items() if path != unit.path}
+        try:
+            self._serving.before_removal(unit, rest)
+        except TransferError as error:
+            self._serving.trouble = str(error)
+            self._tell_once("server", error)
+            return
+        if unit.state != "none":
+            names = [unit.path] if unit.objects.keys() != {unit.path} else [unit.path, bare(unit.path, compressed=True)]
+            for name in (name for name in names if self._ground.has(name, unit.objects.keys() != {unit.path})):
+                self._ground.withdraw(name)
+            self._say("mirror-removed", f"removed: {why}", Level.NOTICE, unit.path)
+        self._store.forget_mirrored(self.name, list(unit.objects.items()), unit.path)
+        del units[unit.path]
+
+    def _clear_once(self) -> None:
+        """After a start: what nobody will go on with is removed."""
+        if self._cleared:
+            with self._ground.objects():
+                return
+        units = self._store.mirror_units(self.name)
+        done = {pair for unit in units.values() if unit.state == "released" for pair in unit.objects.items()}
+        waits = {each.job for pair, each in self._store.downloaded(self.name).items() if pair not in done}
+        jobs = waits | set(self._store.open_of(self.name))
+        keep = {unit.old.encode() for unit in units.values() if unit.old}
+        with disk.disk_errors(self._mirror.path):
+            self._ground.clear(self._mirror.keep_old, jobs, keep)
+        self._cleared = True
+
+    # -- telling --
+
+    def _outage(self, error: TransferError) -> None:
+        state = self.state
+        if state.state != "outage":
+            state.state, state.since = "outage", self._clock()
+            self._say("mirror-outage", str(error), Level.ERROR, b"", error.code)
+        state.reason = str(error)
+
+    def _back(self, objects: Sequence[Stored]) -> None:
+        state, now = self.state, self._clock()
+        if state.state == "outage":
+            text = f"follows its bucket again after {now - state.since:.0f} s"
+            self._say("mirror-back", text, Level.NOTICE, b"")
+        if state.state != "ok":
+            state.state, state.since, state.reason = "ok", now, ""
+        state.last_good = now
+
+    def _tell_refused(self, refused: Mapping[str, str]) -> None:
+        for what, why in list(refused.items())[:_TOLD]:
+            if (what, why) not in self._told:
+                self._told.add((what, why))
+                self._say("mirror-refused", f"{what}: {why}", Level.WARNING, b"", "name-refused")
+
+    def _tell_once(self, what: str, error: QuaymasterError) -> None:
+        if (what, error.message) not in self._told:
+            self._told.add((what, error.message))
+            self._say("mirror-failing", f"{what}: {error}", Level.ERROR, b"", error.code)
+
+    def _say(self, kind: str, message: str, level: Level, path: bytes, code: str = "") -> None:
+        self._emit(Event(kind, message, level, watch=self.name, path=path, code=code))
+
+
+def _target(wanted: Wanted, files: Mapping[bytes, Downloaded]) -> bytes:
+    """Where it is released: a file by itself may have been compressed."""
+    return wanted.path if wanted.directory else next(iter(files))
+
+
+def _some(of: Mapping[str, str]) -> dict[str, str]:
+    return dict(list(of.items())[:_TOLD])
+
+
+def _why_missing(lacking: Sequence[bytes], held: Mapping[bytes, Job], of: int) -> str:
+    stuck = [held[path] for path in lacking if path in held]
+    text = f"{len(lacking):,} of {of:,} objects are to be downloaded"
+    if stuck:
+        text += f"; job {stuck[0].id} is {stuck[0].state}: {stuck[0].error}"
+    return text
+
+
+__all__ = ["Follower", "StoreError"]
