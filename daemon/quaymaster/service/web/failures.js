@@ -29,7 +29,7 @@ const rows = new Rows(byId("failures").tBodies[0], (job) => job.id, (job) => {
     update(found) {
       const when = found.retry_at === null ? "" : `, next try in ${duration(found.retry_at - Date.now() / 1000)}`;
       say(state, `${found.state}${when}${found.attempts > 1 ? `, failed ${count(found.attempts)} times` : ""}`);
-      say(reason, found.error || found.error_code);
+      say(reason, found.error || "Delivered; it waits before its source is disposed of.");
     },
   };
 });

@@ -65,7 +65,7 @@ function drawAge() {
 const TOTALS = [
   ["running", "In flight"],
   ["queued", "Queued"],
-  ["waiting", "Waiting to retry"],
+  ["waiting", "Waiting"],
   ["parked", "Parked"],
   ["done", "Delivered"],
 ];
