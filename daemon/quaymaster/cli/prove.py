@@ -6,7 +6,7 @@ import os
 
 import click
 
-from quaymaster.cli import records, show
+from quaymaster.cli import complete, records, show
 from quaymaster.cli.session import Session, in_session
 from quaymaster.errors import IntegrityError, QuaymasterError
 from quaymaster.model import Job, State
@@ -15,8 +15,13 @@ from quaymaster.service.view.locate import Place, locate
 
 
 @click.command("prove")
-@click.argument("path")
-@click.option("--bundle", metavar="DIR", help="Also write the evidence there, to be checked with sha256sum alone.")
+@click.argument("path", shell_complete=complete.files)
+@click.option(
+    "--bundle",
+    metavar="DIR",
+    shell_complete=complete.directories,
+    help="Also write the evidence there, to be checked with sha256sum alone.",
+)
 @in_session
 def command(session: Session, path: str, bundle: str | None) -> int:
     """Print the proof of every delivery of a file: digests, what the destination holds, and the custody log.

@@ -10,7 +10,7 @@ from functools import partial
 
 import click
 
-from quaymaster.cli import records, show
+from quaymaster.cli import complete, records, show
 from quaymaster.cli.session import Session, in_session
 from quaymaster.model import Job, State, shown
 from quaymaster.service.view.file import Findings, look, why_record
@@ -18,7 +18,7 @@ from quaymaster.service.view.locate import locate
 
 
 @click.command("why")
-@click.argument("path")
+@click.argument("path", shell_complete=complete.files)
 @in_session
 def command(session: Session, path: str) -> int:
     """Say what became of a file: delivered, queued, waiting or parked and why, or what keeps it from being taken.
