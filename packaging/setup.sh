@@ -73,6 +73,14 @@ has_sftp_server() {
     [ -x /usr/lib/openssh/sftp-server ] || [ -x /usr/libexec/openssh/sftp-server ] || [ -x /usr/lib/ssh/sftp-server ]
 }
 
+has_browser() {
+    local name
+    for name in chromium-headless-shell chromium chromium-browser google-chrome; do
+        if command -v "$name"; then return 0; fi
+    done
+    return 1
+}
+
 want_build_tools() { # systemd-python comes as source
     local version
     version=$(version_of "$python")
@@ -96,6 +104,8 @@ want_test_tools() { # the programs that tests compare with, and a network filesy
     want procps procps-ng command -v ps
     want systemd-container systemd-container command -v systemd-nspawn # the service is tested in a booted system
     want mmdebstrap mmdebstrap command -v mmdebstrap # the packages are built and tried in roots of their own
+    want chromium-headless-shell chromium-headless has_browser # the page is tried in a real browser
+    want tmux tmux command -v tmux # and what is drawn on a terminal in a real one
 }
 
 logged() { # runs a command, and shows what it printed only if it fails

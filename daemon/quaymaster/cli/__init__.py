@@ -28,6 +28,7 @@ COMMANDS = (
     "check",
     "config",
     "status",
+    "top",
     "jobs",
     "units",
     "pause",
@@ -74,6 +75,7 @@ def commands() -> None:
     Examples:
       quaymaster check                            is the configuration right?
       quaymaster status                           what is going on
+      quaymaster top                              the same, live
       quaymaster why /srv/run1/reads.fastq        why has this file not been delivered?
       quaymaster jobs retry --error unreachable   try again now
       quaymaster prove /srv/run1/reads.fastq      where it is, and the proof

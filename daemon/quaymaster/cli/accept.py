@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from quaymaster.cli import show
+from quaymaster.cli import complete, show
 from quaymaster.cli.session import Session, in_session
 from quaymaster.errors import UsageError
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @click.command("accept")
-@click.argument("name")
+@click.argument("name", shell_complete=complete.named)
 @in_session
 def command(session: Session, name: str) -> int:
     """Take the filesystem as right that the watch or destination NAME stands on now.

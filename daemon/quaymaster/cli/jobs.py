@@ -7,11 +7,13 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.shell_completion import CompletionItem
 
-from quaymaster.cli import records, show
+from quaymaster.cli import complete, records, show
 from quaymaster.cli.session import Session, in_session, shared_options
 from quaymaster.errors import QuaymasterError, UsageError
 from quaymaster.model import Job, State, shown
@@ -24,6 +26,9 @@ if TYPE_CHECKING:
 LISTED = 50
 """Rows of a list for people, unless --limit says otherwise. --json lists all."""
 
+_RETRIED = (State.WAITING, State.PARKED)
+_DROPPED = (State.QUEUED, State.WAITING, State.PARKED)
+
 
 class _Jobs(click.Group):
     """``jobs`` alone lists, ``jobs 42`` shows job 42: the word left out is put in."""
@@ -35,9 +40,20 @@ class _Jobs(click.Group):
         word = args[at] if at < len(args) else ""
         if word.isdecimal():
             args.insert(at, "show")
+        elif at == len(args) and ctx.resilient_parsing:
+            pass  # a shell asks what may come here
         elif at <= len(args) and word not in (*self.commands, "-h", "--help"):
             args.insert(at, "list")
         return super().parse_args(ctx, args)
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Words, numbers, and the options of the word that may be left out."""
+        found = list(super().shell_complete(ctx, incomplete))
+        if incomplete.startswith("-"):
+            return list_jobs.shell_complete(click.Context(list_jobs, parent=ctx), incomplete)
+        with suppress(QuaymasterError, OSError):
+            found += complete.numbers(ctx, (), incomplete)
+        return found
 
 
 @click.group("jobs", cls=_Jobs)
@@ -59,9 +75,16 @@ def command() -> None:
 
 def _filters(action: Callable[..., Any]) -> Callable[..., Any]:
     for option in (
-        click.option("--path", metavar="PATH", help="This file, or all below this directory; absolute, or as listed."),
-        click.option("--error", metavar="CODE", help="With this error, e.g. unreachable."),
-        click.option("--watch", metavar="NAME", help="Of this watch."),
+        click.option(
+            "--path",
+            metavar="PATH",
+            shell_complete=complete.files,
+            help="This file, or all below this directory; absolute, or as listed.",
+        ),
+        click.option(
+            "--error", metavar="CODE", shell_complete=complete.errors, help="With this error, e.g. unreachable."
+        ),
+        click.option("--watch", metavar="NAME", shell_complete=complete.watches, help="Of this watch."),
         click.option("--state", multiple=True, type=click.Choice([s.value for s in State]), help="May be repeated."),
     ):
         action = option(action)
@@ -128,7 +151,7 @@ def _table(jobs: Sequence[Job], columns: int, now: float) -> list[str]:
 
 
 @command.command("show")
-@click.argument("number", type=click.IntRange(1), metavar="N")
+@click.argument("number", type=click.IntRange(1), metavar="N", shell_complete=complete.jobs())
 @in_session
 def show_job(session: Session, number: int) -> int:
     """Show one job: all of its fields, its deliveries with their digests, and its history from the custody log.
@@ -165,7 +188,7 @@ def show_job(session: Session, number: int) -> int:
 
 
 @command.command("retry")
-@click.argument("numbers", nargs=-1, type=click.IntRange(1), metavar="[N...]")
+@click.argument("numbers", nargs=-1, type=click.IntRange(1), metavar="[N...]", shell_complete=complete.jobs(*_RETRIED))
 @click.option("--all", "everything", is_flag=True, help="Every waiting or parked job.")
 @_filters
 @in_session
@@ -182,14 +205,14 @@ def retry(session: Session, numbers: tuple[int, ...], everything: bool, **given:
     """
     config = session.sound_config()
     with session.store(config) as store:
-        which = _chosen(config, store, numbers, everything, given, (State.WAITING, State.PARKED))
+        which = _chosen(config, store, numbers, everything, given, _RETRIED)
         before = {job.id: job for job in store.jobs(which)}
         done = store.retry(which)
     return _tell(session, "retried", "Queued again", "to try again", numbers, before, done)
 
 
 @command.command("drop")
-@click.argument("numbers", nargs=-1, type=click.IntRange(1), metavar="[N...]")
+@click.argument("numbers", nargs=-1, type=click.IntRange(1), metavar="[N...]", shell_complete=complete.jobs(*_DROPPED))
 @click.option("--all", "everything", is_flag=True, help="Every queued, waiting or parked job.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @_filters
@@ -206,7 +229,7 @@ def drop(session: Session, numbers: tuple[int, ...], everything: bool, yes: bool
     """
     config = session.sound_config()
     with session.store(config) as store:
-        which = _chosen(config, store, numbers, everything, given, (State.QUEUED, State.WAITING, State.PARKED))
+        which = _chosen(config, store, numbers, everything, given, _DROPPED)
         before = {job.id: job for job in store.jobs(which)}
         if everything and before and not yes and sys.stdin.isatty():
             question = f"Give up {show.count(len(before), 'job')}? None of these files will be delivered."

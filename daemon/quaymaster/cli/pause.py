@@ -8,13 +8,13 @@ from collections.abc import Mapping, Sequence
 
 import click
 
-from quaymaster.cli import show
+from quaymaster.cli import complete, show
 from quaymaster.cli.session import Session, in_session
 from quaymaster.service.view.records import Record
 
 
 @click.command("pause")
-@click.argument("watches", nargs=-1, metavar="[WATCH...]")
+@click.argument("watches", nargs=-1, metavar="[WATCH...]", shell_complete=complete.watches)
 @in_session
 def command(session: Session, watches: tuple[str, ...]) -> int:
     """Begin no more files of these watches, or of all. What is being delivered is finished; what lands is noticed and

@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
 
 import click
 
-from quaymaster.cli import records, show
+from quaymaster.cli import complete, records, show
 from quaymaster.cli.session import Session, in_session
 from quaymaster.errors import IntegrityError, QuaymasterError
 from quaymaster.model import Job, State
-from quaymaster.service.view.file import prove_record, trail
+from quaymaster.service.view.file import Trail, prove_record, trail
 from quaymaster.service.view.locate import Place, locate
-
-if TYPE_CHECKING:
-    from quaymaster.store import Delivery, Entry
 
 
 @click.command("prove")
-@click.argument("path")
-@click.option("--bundle", metavar="DIR", help="Also write the evidence there, to be checked with sha256sum alone.")
+@click.argument("path", shell_complete=complete.files)
+@click.option(
+    "--bundle",
+    metavar="DIR",
+    shell_complete=complete.directories,
+    help="Also write the evidence there, to be checked with sha256sum alone.",
+)
 @in_session
 def command(session: Session, path: str, bundle: str | None) -> int:
     """Print the proof of every delivery of a file: digests, what the destination holds, and the custody log.
@@ -47,7 +48,7 @@ def command(session: Session, path: str, bundle: str | None) -> int:
     if session.json:
         print(show.as_json(prove_record(found)))
     elif found.deliveries:
-        _print(place, found.jobs, found.deliveries, found.custody)
+        print("\n".join(lines(found)))
     if found.fault:
         raise IntegrityError(found.fault, "Keep a copy of the state directory as it is, and find out who wrote to it")
     if not found.deliveries:
@@ -64,14 +65,15 @@ def _undelivered(place: Place, jobs: list[Job]) -> QuaymasterError:
     )
 
 
-def _print(place: Place, jobs: list[Job], deliveries: list[Delivery], custody: dict[int, list[Entry]]) -> None:
-    print(f"{place.shown} (watch {place.watch.name})")
-    newest = jobs[-1] if jobs else None
+def lines(found: Trail) -> list[str]:
+    said = [f"{found.place.shown} (watch {found.place.watch.name})"]
+    newest = found.jobs[-1] if found.jobs else None
     if newest and newest.state is not State.DONE:
-        print(f"note: its newest version is {records.state_sentence(newest)}")
-    for number, delivery in enumerate(deliveries, start=1):
-        print(f"\ndelivery {number} of {len(deliveries)} (job {delivery.proof.job})")
-        print("\n".join(records.delivery_lines(delivery)))
-    entries = [entry for job in dict.fromkeys(d.proof.job for d in deliveries) for entry in custody.get(job, [])]
-    print("\ncustody log: number, SHA-256, entry")
-    print("\n".join(records.entry_lines(sorted(entries, key=lambda entry: entry.seq))))
+        said.append(f"note: its newest version is {records.state_sentence(newest)}")
+    for number, delivery in enumerate(found.deliveries, start=1):
+        said += ["", f"delivery {number} of {len(found.deliveries)} (job {delivery.proof.job})"]
+        said += records.delivery_lines(delivery)
+    jobs = dict.fromkeys(delivery.proof.job for delivery in found.deliveries)
+    entries = [entry for job in jobs for entry in found.custody.get(job, [])]
+    said += ["", "custody log: number, SHA-256, entry"]
+    return said + records.entry_lines(sorted(entries, key=lambda entry: entry.seq))

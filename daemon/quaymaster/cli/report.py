@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from quaymaster.cli import records, show
+from quaymaster.cli import complete, records, show
 from quaymaster.cli.session import Session, in_session
 from quaymaster.errors import QuaymasterError, StoreError, UsageError
 from quaymaster.model import shown
@@ -24,7 +24,7 @@ _MIN_SIZE = 10 << 20  # what a watch that says nothing else has
 
 
 @click.command("report")
-@click.argument("place", metavar="[WATCH | DIR]", required=False)
+@click.argument("place", metavar="[WATCH | DIR]", required=False, shell_complete=complete.places)
 @in_session
 def command(session: Session, place: str | None) -> int:
     """Show which directories hold compressed files, uncompressed ones, both forms of each, or a mixture.

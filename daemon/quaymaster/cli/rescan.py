@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import click
 
+from quaymaster.cli import complete
 from quaymaster.cli.pause import ask
 from quaymaster.cli.session import Session, in_session
 
 
 @click.command("rescan")
-@click.argument("watches", nargs=-1, metavar="[WATCH...]")
+@click.argument("watches", nargs=-1, metavar="[WATCH...]", shell_complete=complete.watches)
 @in_session
 def command(session: Session, watches: tuple[str, ...]) -> int:
     """Have the running service look through these watches, or all, within about a second. It does so by itself at its

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from quaymaster.cli import records, show
+from quaymaster.cli import complete, records, show
 from quaymaster.cli.progress import Amount, Progress, Rate, View
 from quaymaster.cli.session import Session, in_session
 from quaymaster.cli.verify import selection
@@ -71,12 +71,14 @@ def moment(_context: click.Context, _option: click.Parameter, text: str | None) 
 
 
 @click.command("restore")
-@click.argument("paths", metavar="[PATH]...", nargs=-1)
+@click.argument("paths", metavar="[PATH]...", nargs=-1, shell_complete=complete.files)
 @click.option("--prefix", metavar="KEY", default="", help="Only files whose key begins so.")
-@click.option("--watch", metavar="NAME", help="Only files of this watch.")
-@click.option("--destination", metavar="NAME", help="Only from this destination.")
+@click.option("--watch", metavar="NAME", shell_complete=complete.watches, help="Only files of this watch.")
+@click.option("--destination", metavar="NAME", shell_complete=complete.destinations, help="Only from this destination.")
 @click.option("--at", metavar="TIME", callback=moment, help="As they were delivered then, such as 2026-03-31T18:00.")
-@click.option("--to", metavar="DIR", help="Below this directory, instead of where they were.")
+@click.option(
+    "--to", metavar="DIR", shell_complete=complete.directories, help="Below this directory, instead of where they were."
+)
 @click.option("--from-destination", is_flag=True, help="Without the ledger: by what the destination alone tells.")
 @click.option("--unit", metavar="DIR|KEY", help="A directory that was delivered as one, by its manifest alone.")
 @click.option("--dry-run", is_flag=True, help="Only say what would be done.")

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+from click.shell_completion import CompletionItem
 
 from quaymaster.errors import ConfigError
 
@@ -27,6 +28,7 @@ _config_option = click.option(
     "--config",
     "config_path",
     metavar="FILE",
+    shell_complete=lambda context, parameter, incomplete: [CompletionItem(incomplete, type="file")],
     help=f"The configuration; else ${CONFIG_VARIABLE}, else {DEFAULT_CONFIG}.",
 )
 _json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
@@ -97,12 +99,12 @@ def in_session(command: Callable[..., R]) -> Callable[..., R]:
     @_config_option
     @functools.wraps(command)
     def with_session(*args: Any, config_path: str | None, as_json: bool, **kwargs: Any) -> R:
-        return command(_session(click.get_current_context()), *args, **kwargs)
+        return command(session_of(click.get_current_context()), *args, **kwargs)
 
     return with_session
 
 
-def _session(context: click.Context) -> Session:
+def session_of(context: click.Context) -> Session:
     levels: list[dict[str, Any]] = []
     level: click.Context | None = context
     while level is not None:

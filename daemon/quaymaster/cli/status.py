@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Collection, Sequence
 
 import click
 
@@ -15,6 +16,8 @@ from quaymaster.service.view.snapshot import snapshot
 from quaymaster.service.view.units import overdue_text
 
 _CAUSES = 5
+_NARROW = 76
+"""Columns below which tables keep to what matters most."""
 
 
 @click.command("status")
@@ -69,7 +72,8 @@ def _head(found: Record, columns: int, now: float) -> list[str]:
     service, totals = found["service"], found["totals"]
     life = f"quaymaster {service['version'] or found['version']}: {service['state']}"
     if service["started_at"]:
-        life += f" since {show.when(service['started_at'])} ({show.duration(now - service['started_at'])})"
+        lasted = show.duration(now - service["started_at"])
+        life += f" since {show.when(service['started_at'])} ({lasted})" if columns >= _NARROW else f" for {lasted}"
     process = f"pid {service['pid']}" if service["pid"] is not None else "start it with: systemctl start quaymaster"
     parts = []
     for state in State:
@@ -85,7 +89,8 @@ def _head(found: Record, columns: int, now: float) -> list[str]:
     age = f"oldest undelivered file: {show.duration(now - oldest)} in the queue" if oldest else "nothing undelivered"
     verified = [_verified(found["verify"]["last"], now)] if found["verify"]["last"] else []
     waits = _waits(found["ceilings"], totals["queued"]["jobs"])
-    return [*_flow([life, process], columns), *_flow(parts, columns), *moving, age, *waits, *verified]
+    told = [part for text in (*moving, age, *waits, *verified) for part in show.wrapped(text, columns)]
+    return [*_flow([life, process], columns), *_flow(parts, columns), *told]
 
 
 def _waits(ceilings: Record, queued: int) -> list[str]:
@@ -128,13 +133,13 @@ def _verified(last: Record, now: float) -> str:
 
 
 def _flow(parts: list[str], columns: int) -> list[str]:
-    """Parts side by side, on as many lines as they need, never broken inside."""
-    lines = [parts[0]]
-    for part in parts[1:]:
-        if len(lines[-1]) + 3 + len(part) <= columns:
+    """Parts side by side, on as many lines as they need, and broken inside only where a line is too short for one."""
+    lines: list[str] = []
+    for part in parts:
+        if lines and len(lines[-1]) + 3 + len(part) <= columns:
             lines[-1] += "   " + part
         else:
-            lines.append(part)
+            lines += show.wrapped(part, columns)
     return lines
 
 
@@ -144,8 +149,8 @@ def _watch_rows(watches: list[Record], columns: int, now: float) -> _Rows:
     shown = sorted(
         watches, key=lambda w: not (w["paused"] or w["reason"] or _not_taken(w["seen"]) or w["jobs"]["parked"]["jobs"])
     )  # troubles first
-    header = ("WATCH", "MODE", "STATE", ">SETTLING", ">QUEUED", ">WAITING", ">PARKED", ">DONE")
-    cells = [
+    header: tuple[str, ...] = ("WATCH", "MODE", "STATE", ">SETTLING", ">QUEUED", ">WAITING", ">PARKED", ">DONE")
+    cells: list[tuple[str, ...]] = [
         (
             show.cut(show.plain(watch["name"]), 20),
             watch["mode"] or "-",
@@ -155,12 +160,18 @@ def _watch_rows(watches: list[Record], columns: int, now: float) -> _Rows:
         )
         for watch in shown
     ]
+    if columns < _NARROW:
+        header, cells = _without((1, 3), header), [_without((1, 3), row) for row in cells]
     title, *lines = show.table(header, cells)
     rows = [[title]]
     for watch, line in zip(shown, lines, strict=True):
         told = [_paused(watch, now), _reason(watch, now), _not_taken(watch["seen"]), _units(watch)]
         rows.append([line, *(part for text in told if text for part in show.wrapped(text, columns, 2, 4))])
     return rows
+
+
+def _without(columns: Collection[int], cells: Sequence[str]) -> tuple[str, ...]:
+    return tuple(cell for column, cell in enumerate(cells) if column not in columns)
 
 
 def _paused(watch: Record, now: float) -> str:
@@ -223,8 +234,13 @@ def _destination_rows(destinations: list[Record], columns: int) -> _Rows:
     if not destinations:
         return []
     shown = sorted(destinations, key=lambda d: not d["error"])
-    cells = [(show.cut(show.plain(d["name"]), 20), d["type"], d["state"], show.when(d["since"])) for d in shown]
-    title, *lines = show.table(("DESTINATION", "TYPE", "STATE", "SINCE"), cells)
+    cells: list[tuple[str, ...]] = [
+        (show.cut(show.plain(d["name"]), 20), d["type"], d["state"], show.when(d["since"])) for d in shown
+    ]
+    header: tuple[str, ...] = ("DESTINATION", "TYPE", "STATE", "SINCE")
+    if columns < _NARROW:
+        header, cells = _without((3,), header), [_without((3,), row) for row in cells]
+    title, *lines = show.table(header, cells)
     rows = [[title]]
     for destination, line in zip(shown, lines, strict=True):
         rows.append([line, *(show.wrapped(destination["error"], columns, 2, 4) if destination["error"] else [])])
@@ -250,7 +266,8 @@ def _running_rows(found: Record, columns: int, now: float) -> _Rows:
         return []
     if found["service"]["pid"] is None:
         many = show.count(len(jobs), "job")
-        return [[f"{many} interrupted by the stop; the service goes on with them when it starts"]]
+        told = f"{many} interrupted by the stop; the service goes on with them when it starts"
+        return [show.wrapped(told, columns)]
     cells = []
     for job in jobs:
         done, total = job["source_bytes"], job["size"]
@@ -268,7 +285,11 @@ def _running_rows(found: Record, columns: int, now: float) -> _Rows:
 def _parked_rows(causes: list[Record], total: int, columns: int) -> _Rows:
     if not causes:
         return []
-    rows = [[f"PARKED: {show.count(total, 'file')} waiting for you; mend the cause, then retry or drop"]]
+    rows = [
+        show.wrapped(
+            f"PARKED: {show.count(total, 'file')} waiting for you; mend the cause, then retry or drop", columns
+        )
+    ]
     for cause in causes[:_CAUSES]:
         text = f"{show.count(cause['jobs'])} x {cause['error_code'] or 'unknown'}: {cause['error']}"
         rows.append([*show.wrapped(text, columns, 2, 2), show.cut(show.plain(f"    then: {cause['retry']}"), columns)])

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from quaymaster.cli import show
+from quaymaster.cli import complete, show
 from quaymaster.cli.progress import Amount, Progress, Rate, View
 from quaymaster.cli.session import Session, in_session
 from quaymaster.errors import IntegrityError, QuaymasterError, UsageError
@@ -77,13 +77,28 @@ class Options:
 
 
 @click.command("sync", cls=_ManyTypes)
-@click.argument("places", metavar="[WATCH | DIR TARGET]", nargs=-1)
-@click.option("--files-from", metavar="FILE", help="Only the files that this file lists, a line each; - is stdin.")
-@click.option("--dirs-from", metavar="FILE", help="Only what is below the directories that this file lists.")
+@click.argument("places", metavar="[WATCH | DIR TARGET]", nargs=-1, shell_complete=complete.places)
+@click.option(
+    "--files-from",
+    metavar="FILE",
+    shell_complete=complete.files,
+    help="Only the files that this file lists, a line each; - is stdin.",
+)
+@click.option(
+    "--dirs-from",
+    metavar="FILE",
+    shell_complete=complete.files,
+    help="Only what is below the directories that this file lists.",
+)
 @click.option("-0", "--null", is_flag=True, help="The names in these lists end in NUL, not in a line break.")
 @click.option("--type", metavar="EXT...", multiple=True, help="Only files whose names end so, such as fastq txt vcf.")
 @click.option("--endpoint-url", metavar="URL", help="Of TARGET; AWS if not given.")
-@click.option("--credentials", metavar="FILE", help="The key pair for TARGET; the AWS chain if not given.")
+@click.option(
+    "--credentials",
+    metavar="FILE",
+    shell_complete=complete.files,
+    help="The key pair for TARGET; the AWS chain if not given.",
+)
 @click.option("--compress", type=click.Choice(["zstd", "gzip", "none"]), help="For TARGET; none if not given.")
 @click.option("--dry-run", is_flag=True, help="Only say what would be done; nothing is touched.")
 @click.option("--force", is_flag=True, help="Send also what has not changed since it was delivered.")

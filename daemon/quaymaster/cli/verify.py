@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from quaymaster.cli import records, show
+from quaymaster.cli import complete, records, show
 from quaymaster.cli.progress import Amount, Progress, Rate, View
 from quaymaster.cli.session import Session, in_session
 from quaymaster.errors import QuaymasterError, UsageError
@@ -37,9 +37,11 @@ def size(_context: click.Context, _option: click.Parameter, text: str | None) ->
 
 
 @click.command("verify")
-@click.argument("paths", metavar="[PATH]...", nargs=-1)
-@click.option("--watch", metavar="NAME", help="Only copies of this watch's files.")
-@click.option("--destination", metavar="NAME", help="Only copies at this destination.")
+@click.argument("paths", metavar="[PATH]...", nargs=-1, shell_complete=complete.files)
+@click.option("--watch", metavar="NAME", shell_complete=complete.watches, help="Only copies of this watch's files.")
+@click.option(
+    "--destination", metavar="NAME", shell_complete=complete.destinations, help="Only copies at this destination."
+)
 @click.option(
     "--level",
     type=click.Choice(["listing", "checksum", "readback"]),

@@ -10,7 +10,7 @@ from functools import partial
 
 import click
 
-from quaymaster.cli import records, show
+from quaymaster.cli import complete, records, show
 from quaymaster.cli.session import Session, in_session
 from quaymaster.model import Job, State, shown
 from quaymaster.service.view.file import Findings, look, why_record
@@ -18,7 +18,7 @@ from quaymaster.service.view.locate import locate
 
 
 @click.command("why")
-@click.argument("path")
+@click.argument("path", shell_complete=complete.files)
 @in_session
 def command(session: Session, path: str) -> int:
     """Say what became of a file: delivered, queued, waiting or parked and why, or what keeps it from being taken.
@@ -37,7 +37,7 @@ def command(session: Session, path: str) -> int:
     with session.store(config) as store:
         service = holder(config.service.state_dir)
         found = look(place, store, service, partial(_eyes_of, service, store.path))
-    print(show.as_json(why_record(found)) if session.json else "\n".join(_lines(found)))
+    print(show.as_json(why_record(found)) if session.json else "\n".join(lines(found)))
     return 0
 
 
@@ -74,33 +74,33 @@ def _groups(service: int | None, owner: os.stat_result) -> list[int]:
         return [owner.st_gid]
 
 
-def _lines(found: Findings) -> list[str]:
-    lines = [f"{found.place.shown} (watch {found.place.watch.name})"]
+def lines(found: Findings) -> list[str]:
+    said = [f"{found.place.shown} (watch {found.place.watch.name})"]
     for delivery in found.deliveries:
         stored = delivery.proof.stored
-        lines.append(
+        said.append(
             f"delivered to {show.plain(delivery.proof.destination)} as {show.plain(stored.key)},"
             f" {show.when(delivery.proof.delivered_at)}, proven by {show.plain(stored.evidence) or 'the destination'}"
         )
     if found.job:
-        lines += _of_job(found.job, found)
+        said += _of_job(found.job, found)
     elif found.jobs:
         last = found.jobs[-1]
-        lines.append(f"this version is not in the queue; the last one was {records.state_sentence(last)}")
+        said.append(f"this version is not in the queue; the last one was {records.state_sentence(last)}")
     elif not found.below:
-        lines.append("not in the queue")
+        said.append("not in the queue")
     if found.job and not found.there:
-        lines.append("there is no file of that name now")
+        said.append("there is no file of that name now")
     if found.below:
         states = ", ".join(f"{show.count(number)} {state.value}" for state, number in sorted(found.below.items()))
-        lines.append(f"files below it in the queue: {states}")
+        said.append(f"files below it in the queue: {states}")
         if found.place.path:
-            lines.append(f"list them: quaymaster jobs --watch {found.place.watch.name} --path PATH")
+            said.append(f"list them: quaymaster jobs --watch {found.place.watch.name} --path PATH")
     marks = {True: "[ok]", False: "[missing]", None: "[?]"}
-    lines += [f"  {marks[item.ok]:<9} {show.plain(item.text)}" for item in found.evidence]
+    said += [f"  {marks[item.ok]:<9} {show.plain(item.text)}" for item in found.evidence]
     if not found.service_runs and not (found.job and found.job.state.final):
-        lines.append("the service is not running; start it with: systemctl start quaymaster")
-    return lines
+        said.append("the service is not running; start it with: systemctl start quaymaster")
+    return said
 
 
 def _of_job(job: Job, found: Findings) -> list[str]:

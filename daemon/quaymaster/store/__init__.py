@@ -23,6 +23,7 @@ from quaymaster.store.db import DAMAGED, FILE_NAME, Database, Transaction
 from quaymaster.store.jobs import Filter, Held
 from quaymaster.store.ledger import Delivery
 from quaymaster.store.mirrors import Downloaded
+from quaymaster.store.mirrors import Unit as MirrorUnit
 from quaymaster.store.outbox import Outbox
 from quaymaster.store.passes import Outcome, Row
 from quaymaster.store.salvage import Salvaged, salvage
@@ -538,11 +539,11 @@ class Store:
 
         self._db.write(act)
 
-    def mirror_units(self, mirror: str) -> dict[bytes, mirrors.mirrors.Unit]:
+    def mirror_units(self, mirror: str) -> dict[bytes, MirrorUnit]:
         with self._db.read() as t:
             return mirrors.units(t, mirror)
 
-    def put_unit(self, mirror: str, unit: mirrors.Unit, kind: str = "", details: Mapping[str, Any] | None = None) -> None:
+    def put_unit(self, mirror: str, unit: MirrorUnit, kind: str = "", details: Mapping[str, Any] | None = None) -> None:
         """Remember how a unit of a mirror stands; with ``kind`` it is told in the custody log."""
 
         def act(t: Any) -> None:

@@ -1,5 +1,5 @@
 """Server-sent events (https://html.spec.whatwg.org/multipage/server-sent-events.html): the status once a second while
-it changes, and what happens to files.
+it changes, whether the service is well when that changes, and what happens to files.
 
 However many listen, each second is put into bytes once. A listener that does not take them is dropped: it connects
 again by itself and begins with the whole status, so nothing is numbered and Last-Event-ID means nothing.
@@ -55,7 +55,8 @@ class Events:
         if self._ticking is None or self._ticking.done():
             self._ticking = asyncio.create_task(self._tick())
         try:
-            yield _AGAIN + _frame("status", (await self._status())[1])
+            health = _frame("health", await self._health())
+            yield _AGAIN + health + _frame("status", (await self._status())[1])
             while not self._closed and (frames := await mine.get()) is not None:
                 if mine not in self._listeners:
                     return
@@ -72,13 +73,20 @@ class Events:
     async def _status(self) -> tuple[Record, bytes]:
         return await self._site.threads.run(self._site.status_and_text, 10.0)
 
+    async def _health(self) -> bytes:
+        return await self._site.threads.run(lambda: as_json(self._site.health()), 10.0)
+
     async def _tick(self) -> None:
         told: Record = {}
+        health = b""
         quiet = 0.0
         while self._listeners and not self._closed:
             await asyncio.sleep(EVERY)
             frames = self._happened()
             with suppress(StoreError, Busy, TimeoutError):
+                if (now := await self._health()) != health:
+                    health = now
+                    frames += _frame("health", health)
                 found, text = await self._status()
                 same = {key: found[key] for key in found if key not in ("at", "rates", "eta_seconds")}
                 quiet += EVERY

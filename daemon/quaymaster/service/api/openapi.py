@@ -200,8 +200,9 @@ OPERATIONS: list[tuple[str, str, str, list[Schema], Schema | None, str, str, tup
      None, _JSON, "Units", (400, 503)),
     ("get", "/api/v1/files", "What became of a file, and its proof.", [_PATH], None, _JSON, "File", (400, 503)),
     ("get", "/api/v1/events",
-     "Server-sent events: `status` (a Status, at most once a second) while it changes, and what happens to files, "
-     "named by its kind. Last-Event-ID means nothing: each connection begins with the whole status.",
+     "Server-sent events: `status` (a Status, at most once a second) while it changes, `health` (a Health) when it "
+     "does, and what happens to files, named by its kind. Last-Event-ID means nothing: each connection begins with "
+     "both in full.",
      [], None, "text/event-stream", "", (503,)),
 ]  # fmt: skip
 _CALLER = (401, 403, 421)
