@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from quaymaster.cli import records, show
-from quaymaster.cli.session import Session, in_session, shared_options
+from quaymaster.cli.session import Session, WordLeftOut, in_session, shared_options
 from quaymaster.errors import QuaymasterError, UsageError
 from quaymaster.model import Job, State, shown
 from quaymaster.service.view.choose import chosen
@@ -25,19 +25,11 @@ LISTED = 50
 """Rows of a list for people, unless --limit says otherwise. --json lists all."""
 
 
-class _Jobs(click.Group):
-    """``jobs`` alone lists, ``jobs 42`` shows job 42: the word left out is put in."""
+class _Jobs(WordLeftOut):
+    """``jobs`` alone lists, ``jobs 42`` shows job 42."""
 
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        at = 0
-        while at < len(args) and (args[at] in ("--json", "--config") or args[at].startswith("--config=")):
-            at += 2 if args[at] == "--config" else 1
-        word = args[at] if at < len(args) else ""
-        if word.isdecimal():
-            args.insert(at, "show")
-        elif at <= len(args) and word not in (*self.commands, "-h", "--help"):
-            args.insert(at, "list")
-        return super().parse_args(ctx, args)
+    def implied(self, first: str) -> str:
+        return "show" if first.isdecimal() else "list"
 
 
 @click.group("jobs", cls=_Jobs)
