@@ -48,7 +48,7 @@ class Hooks:
         before, self._lines = self._lines, {}
         for name, hook in config.hooks.items():
             line = before.pop(name, None)
-            if line is not None and line.hook == hook:
+            if line is not None and (line.hook, line.host) == (hook, config.service.host):
                 self._lines[name] = line
                 continue
             if line is not None:
