@@ -17,14 +17,13 @@ from quaymaster.errors import StoreError
 from quaymaster.model import Emit, Event, Level
 from quaymaster.service.hooks.answer import Answer
 from quaymaster.service.hooks.payload import encoded, payload
-from quaymaster.store.outbox import DOWN, Message, Outbox, Settled
+from quaymaster.store.outbox import DOWN, LONGEST_WAIT, Message, Outbox, Settled
 
 if TYPE_CHECKING:
     from quaymaster.config import Hook
 
 FIRST_WAIT = 1.0
 """Seconds before the second try; doubled each time."""
-LONGEST_WAIT = 15 * 60.0
 _LOOK = 1.0
 """Seconds between looks at the custody log and at what other processes ask."""
 _STORE_PAUSE = 2.0
