@@ -11,7 +11,7 @@ import click
 
 from quaymaster.cli import show
 from quaymaster.cli.pause import operator
-from quaymaster.cli.session import Session, in_session, shared_options
+from quaymaster.cli.session import Session, WordLeftOut, in_session, shared_options
 from quaymaster.errors import UsageError
 from quaymaster.service.view.records import Record
 
@@ -24,19 +24,11 @@ _LONGER = 15.0
 """Seconds beyond the hook's own time that a test may take: the service looks once a second."""
 
 
-class _Hooks(click.Group):
-    """``hooks`` alone lists, ``hooks NAME`` shows that one: the word left out is put in."""
+class _Hooks(WordLeftOut):
+    """``hooks`` alone lists, ``hooks NAME`` shows that one."""
 
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        at = 0
-        while at < len(args) and (args[at] in ("--json", "--config") or args[at].startswith("--config=")):
-            at += 2 if args[at] == "--config" else 1
-        word = args[at] if at < len(args) else ""
-        if not word or (word.startswith("-") and word not in ("-h", "--help")):
-            args.insert(at, "list")
-        elif not word.startswith("-") and word not in self.commands:
-            args.insert(at, "show")
-        return super().parse_args(ctx, args)
+    def implied(self, first: str) -> str:
+        return "show" if first and not first.startswith("-") else "list"
 
 
 @click.group("hooks", cls=_Hooks)

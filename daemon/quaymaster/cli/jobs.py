@@ -14,7 +14,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from quaymaster.cli import complete, records, show
-from quaymaster.cli.session import Session, in_session, shared_options
+from quaymaster.cli.session import Session, WordLeftOut, in_session, shared_options
 from quaymaster.errors import QuaymasterError, UsageError
 from quaymaster.model import Job, State, shown
 from quaymaster.service.view.choose import chosen
@@ -30,21 +30,11 @@ _RETRIED = (State.WAITING, State.PARKED)
 _DROPPED = (State.QUEUED, State.WAITING, State.PARKED)
 
 
-class _Jobs(click.Group):
-    """``jobs`` alone lists, ``jobs 42`` shows job 42: the word left out is put in."""
+class _Jobs(WordLeftOut):
+    """``jobs`` alone lists, ``jobs 42`` shows job 42."""
 
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        at = 0
-        while at < len(args) and (args[at] in ("--json", "--config") or args[at].startswith("--config=")):
-            at += 2 if args[at] == "--config" else 1
-        word = args[at] if at < len(args) else ""
-        if word.isdecimal():
-            args.insert(at, "show")
-        elif at == len(args) and ctx.resilient_parsing:
-            pass  # a shell asks what may come here
-        elif at <= len(args) and word not in (*self.commands, "-h", "--help"):
-            args.insert(at, "list")
-        return super().parse_args(ctx, args)
+    def implied(self, first: str) -> str:
+        return "show" if first.isdecimal() else "list"
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
         """Words, numbers, and the options of the word that may be left out."""

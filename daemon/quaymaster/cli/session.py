@@ -115,3 +115,21 @@ def session_of(context: click.Context) -> Session:
         config_path=named or os.environ.get(CONFIG_VARIABLE) or DEFAULT_CONFIG,
         json=any(params.get("as_json") for params in levels),
     )
+
+
+class WordLeftOut(click.Group):
+    """A group of which the word after it may be left out: then the one that ``implied`` names is put in."""
+
+    def implied(self, first: str) -> str:
+        """The word that goes before the first argument (empty: there is none); empty for none."""
+        raise NotImplementedError
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        at = 0
+        while at < len(args) and (args[at] in ("--json", "--config") or args[at].startswith("--config=")):
+            at += 2 if args[at] == "--config" else 1
+        first = args[at] if at < len(args) else ""
+        asked = at == len(args) and ctx.resilient_parsing  # by a shell, what may come here
+        if not asked and at <= len(args) and first not in (*self.commands, "-h", "--help") and (word := self.implied(first)):
+            args.insert(at, word)
+        return super().parse_args(ctx, args)

@@ -10,6 +10,7 @@ they are. So transfers pay nothing for hooks, and a receiver that is down for a 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,6 +21,8 @@ from quaymaster.store.db import Database, Transaction
 
 WINDOW = 1000
 """Unconfirmed events of one hook that are in the outbox at most."""
+LONGEST_WAIT = 15 * 60.0
+"""Seconds until a next try at most."""
 DOWN = 8
 """Failures in a row after which it is the receiver that fails, not this or that event."""
 _STRIDE = 2000
@@ -195,13 +198,17 @@ class Outbox:
         """Up to ``limit`` events that may be sent now, besides those with the numbers in ``but``: tests first, and of
         each subject only the oldest."""
         query = (
-            f"{_SELECT} WHERE outbox.hook = ? AND parked_at IS NULL AND (retry_at IS NULL OR retry_at <= ?)"
+            # A try that is further off than any was set by a clock that has been set back since.
+            f"{_SELECT} WHERE outbox.hook = ? AND parked_at IS NULL AND ifnull(retry_at, 0) NOT BETWEEN ? AND ?"
             " AND NOT EXISTS (SELECT 1 FROM outbox AS older WHERE older.hook = outbox.hook AND older.parked_at IS NULL"
             " AND older.subject = outbox.subject AND older.id < outbox.id)"
             f" AND outbox.id NOT IN ({','.join('?' * len(but))}) ORDER BY entry > 0, outbox.id LIMIT ?"
         )
         with self._db.read() as t:
-            return [_message(row) for row in t.execute(query, (hook, now, *but, limit))]
+            return [
+                _message(row)
+                for row in t.execute(query, (hook, math.nextafter(now, math.inf), now + LONGEST_WAIT, *but, limit))
+            ]
 
     def failures(self, hook: str) -> int:
         """How often it failed since it last took something, or since an operator wanted it to be tried."""

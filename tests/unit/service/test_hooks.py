@@ -11,10 +11,10 @@ import pytest
 from quaymaster.config import Hook
 from quaymaster.model import Event, FileVersion, Identity, State
 from quaymaster.service.hooks.answer import Answer
-from quaymaster.service.hooks.line import LONGEST_WAIT, Line
+from quaymaster.service.hooks.line import Line
 from quaymaster.service.hooks.payload import payload
 from quaymaster.store import Filter, Store
-from quaymaster.store.outbox import EVENTS, Message, Wants
+from quaymaster.store.outbox import EVENTS, LONGEST_WAIT, Message, Wants
 
 HOUR = 3600.0
 
@@ -145,6 +145,18 @@ def test_waits_grow_to_a_quarter_of_an_hour_and_what_the_receiver_asks_for_is_ke
         scene.now += 2 * LONGEST_WAIT
         scene.turn()
     assert scene.standing.next_try == scene.now + LONGEST_WAIT
+
+
+def test_a_clock_that_is_set_back_puts_nothing_off(scene: Scene) -> None:
+    scene.receiver.answer = lambda number: Answer("no")
+    scene.happen(*(b"%d" % number for number in range(20)))
+    for _ in range(100):
+        scene.turn()
+        scene.now += 60
+    scene.receiver.answer = lambda number: Answer()
+    scene.now -= 24 * HOUR
+    scene.turn()
+    assert scene.turn() + len(scene.receiver.taken) >= 20
 
 
 def test_an_operator_need_not_wait(scene: Scene) -> None:

@@ -170,7 +170,7 @@ def test_when_the_receiver_is_back_nothing_waits_for_a_later_try(store: Store) -
     for number in range(DOWN + 1):
         park(store, b"%d" % number)
     found = take(store)
-    store.outbox.settle("h", [Settled(message, 2000.0, "no", 5000.0) for message in found[:DOWN]])
+    store.outbox.settle("h", [Settled(message, 2000.0, "no", 2800.0) for message in found[:DOWN]])
     assert [m.id for m in take(store, now=2001.0)] == [found[DOWN].id]
     confirm(store, found[DOWN])
     assert len(take(store, now=2001.0)) == DOWN

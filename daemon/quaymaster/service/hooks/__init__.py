@@ -17,11 +17,11 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from quaymaster.model import Emit, Event, Level
-from quaymaster.service.hooks.line import Line, Sender
 from quaymaster.store.outbox import Wants
 
 if TYPE_CHECKING:
     from quaymaster.config import Config, Hook
+    from quaymaster.service.hooks.line import Line, Sender
     from quaymaster.store import Store
 
 
@@ -48,7 +48,7 @@ class Hooks:
         before, self._lines = self._lines, {}
         for name, hook in config.hooks.items():
             line = before.pop(name, None)
-            if line is not None and line.hook == hook:
+            if line is not None and (line.hook, line.host) == (hook, config.service.host):
                 self._lines[name] = line
                 continue
             if line is not None:
@@ -83,6 +83,8 @@ class Hooks:
             self._emit(Event("hook-removed", f"hook {name} is no longer configured{lost}", level))
 
     def _line(self, hook: Hook, host: str) -> Line:
+        from quaymaster.service.hooks.line import Line  # a service without hooks does not pay for it
+
         made = sender(hook, os.environ)
         return Line(hook, made, self._store.outbox, self._log, host, self._emit, self._clock, self._randomness)
 

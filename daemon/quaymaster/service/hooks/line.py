@@ -17,14 +17,13 @@ from quaymaster.errors import StoreError
 from quaymaster.model import Emit, Event, Level
 from quaymaster.service.hooks.answer import Answer
 from quaymaster.service.hooks.payload import encoded, payload
-from quaymaster.store.outbox import DOWN, Message, Outbox, Settled
+from quaymaster.store.outbox import DOWN, LONGEST_WAIT, Message, Outbox, Settled
 
 if TYPE_CHECKING:
     from quaymaster.config import Hook
 
 FIRST_WAIT = 1.0
 """Seconds before the second try; doubled each time."""
-LONGEST_WAIT = 15 * 60.0
 _LOOK = 1.0
 """Seconds between looks at the custody log and at what other processes ask."""
 _STORE_PAUSE = 2.0
@@ -55,8 +54,9 @@ class Line:
         randomness: Callable[[], float],
     ) -> None:
         """``log`` names the custody log, once there is one."""
-        self.hook = hook
-        self._sender, self._outbox, self._log, self._host = sender, outbox, log, host
+        self.hook, self.host = hook, host
+        self._sender, self._outbox, self._log = sender, outbox, log
+        self._log_name = ""
         self._emit, self._clock, self._randomness = emit, clock, randomness
         self._given: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
@@ -161,7 +161,9 @@ class Line:
         if room <= len(busy):
             return
         held = self._failures >= DOWN and now < self._hold_until
-        for message in self._outbox.due(self.hook.name, room - len(busy), now, busy):
+        due = self._outbox.due(self.hook.name, room - len(busy), now, busy)
+        self._log_name = self._log_name or (self._log() if due else "")
+        for message in due:
             if held and not message.test:
                 continue
             with self._lock:
@@ -209,10 +211,8 @@ class Line:
     def _send(self) -> None:
         while (message := self._given.get()) is not None:
             try:
-                found = payload(message, self._log(), self._host)
+                found = payload(message, self._log_name, self.host)
                 answer = self._sender.send(message.event, found["id"], encoded(found))
-            except StoreError:
-                answer = Answer("the store cannot be read", cut=True)
             except Exception as error:  # a defect of ours: the event is kept, the service goes on
                 answer = Answer(f"Internal error: {type(error).__name__}: {error}")
             with self._lock:

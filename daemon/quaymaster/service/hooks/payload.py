@@ -21,9 +21,12 @@ _AS_THEY_ARE = (
     "unit",
     "mirror",
     "generation",
-    "manifest",
     "files",
     "bytes",
+    "missing",
+    "digest",
+    "forced_by",
+    "manifests",
     "size",
     "mtime_ns",
     "destination",
@@ -41,11 +44,11 @@ _RENAMED = {"source_sha256": "sha256", "code": "error_code", "what": "fault", "t
 _SENTENCES = {
     "delivered": "{what} was delivered to {destination} as {key}",
     "parked": "{what} is parked: {error}",
-    "unit-complete": "unit {unit} of {watch} is complete at {destination}",
+    "unit-complete": "unit {what} is complete, generation {generation}",
     "outage": "{what} is away: {error}",
     "recovered": "{what} is back after {seconds} s",
     "integrity-failure": "{what}: integrity failure: {error}",
-    "released": "{mirror}: {what} was released",
+    "released": "{what} was released",
 }
 
 
@@ -66,6 +69,8 @@ def payload(message: Message, log: str, host: str) -> dict[str, Any]:
         found["test"] = True
     found |= {name: fields[name] for name in _AS_THEY_ARE if fields.get(name) not in (None, "")}
     found |= {new: fields[old] for old, new in _RENAMED.items() if fields.get(old) not in (None, "")}
+    if message.event == "unit-complete" and "path" in fields:
+        found["unit"] = fields["path"]
     if fields.get("path_hex") and fields["path_hex"] != str(fields.get("path", "")).encode().hex():
         found["path_bytes_hex"] = fields["path_hex"]
     for name in ("since", "seconds"):
@@ -102,7 +107,7 @@ def sample(event: str, watch: str, destination: str) -> dict[str, Any]:
         case "recovered":
             return {"watch": watch, "seconds": 42.0}
         case "unit-complete":
-            return {"watch": watch, "unit": "test", "generation": 1, "destination": destination}
+            return {"watch": watch, "path": "test", "generation": 1, "files": 0, "bytes": 0}
         case "parked" | "integrity-failure":
             return {**about, "code": "integrity", "error": "this is a test"}
         case _:

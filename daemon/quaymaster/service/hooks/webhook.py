@@ -27,6 +27,8 @@ _READ = 4096
 """Bytes of an answer that are read."""
 _LONGEST_WAIT = 15 * 60.0
 _GONE = 410
+_TRUSTED_FOR = 300.0
+"""Seconds for which certificate authorities are kept in memory."""
 
 
 class Webhook:
@@ -48,6 +50,7 @@ class Webhook:
         self._lock = threading.Lock()
         self._open: set[_Try] = set()
         self._cut = False
+        self._trust: tuple[float, ssl.SSLContext] | None = None
 
     def cut_off(self) -> None:
         """End what is under way, and all that is begun after this."""
@@ -129,9 +132,13 @@ class Webhook:
         return HTTPConnection(host, port, timeout=self._connect_timeout)
 
     def _context(self) -> ssl.SSLContext:
+        """Read anew now and then: authorities change, and reading all of the system's takes a while."""
         import ssl
 
-        return ssl.create_default_context(cafile=self._ca_file)
+        now, trust = time.monotonic(), self._trust
+        if trust is None or now - trust[0] > _TRUSTED_FOR:
+            trust = self._trust = now, ssl.create_default_context(cafile=self._ca_file)
+        return trust[1]
 
     def _read(self, response: HTTPResponse) -> Answer:
         status, said = response.status, b""
