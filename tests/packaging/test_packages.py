@@ -197,7 +197,7 @@ def test_the_deb_has_each_part_at_its_place(debs: Mapping[str, Deb], source: Pat
         *("/usr/share/bash-completion/completions/quaymaster", "/usr/share/zsh/vendor-completions/_quaymaster"),
         *("/usr/share/fish/vendor_completions.d/quaymaster.fish", "/usr/share/lintian/overrides/quaymaster"),
         *("/usr/share/doc/quaymaster/copyright", "/usr/share/doc/quaymaster/changelog.Debian.gz"),
-        "/usr/share/quaymaster/grafana/quaymaster.json",
+        *("/usr/share/quaymaster/grafana/quaymaster.json", "/usr/share/quaymaster/manifest.schema.json"),
         *(f"/usr/share/man/man{page.stem[-1]}/{page.stem}.gz" for page in source.glob("packaging/man/*.md")),
         *CONFIGURATION,
         *units(source),

@@ -72,7 +72,8 @@ class Intake:
     ``known(watch, versions)`` says of each (path, identity) whether queue or ledger have it. ``enqueue(versions)``
     is durable when it returns, and returns how many were new. Both may raise StoreError: nothing is lost then, it is
     tried again. ``report`` is given the status when it changes, and every few seconds while something is going on.
-    ``memory`` keeps what the directory stands on, ``held`` says of a path that it is not to be taken yet. All six are called in the watch's thread.
+    ``memory`` keeps what the directory stands on, ``held`` says of a path that it is not to be taken yet. All
+    six are called in the watch's thread.
 
     ``pulse`` is entered by everyone who asks the watch's filesystem something.
     """
