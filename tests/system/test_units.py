@@ -278,6 +278,23 @@ def test_at_a_bucket_a_unit_is_verified_and_restored_by_its_manifest(home: Home,
     assert (code, said["changed"], said["missing"], said["good"]) == (3, 1, 1, 2)
 
 
+def test_a_lost_ledger_makes_no_generation_twice(home: Home, serve: Serve) -> None:
+    service = serve(home.config(RUN))
+    expected = land(home, {"a": b"a", "CopyComplete.txt": b""})
+    published(service)
+    expected |= land(home, {"b": b"b"})
+    published(service, 2)
+    service.stop()
+    for name in os.listdir(home.folder / "state"):
+        (home.folder / "state" / name).unlink()
+    done = service.command("rebuild")
+    assert done.returncode == 0, done.stderr
+    service.start()
+    published(service, 3)
+    assert check_archive(home, expected)["generation"] == 3
+    service.stop()
+
+
 def test_commands_and_alarms_tell_of_units(home: Home, serve: Serve) -> None:
     service = serve(home.config(f'{RUN}\nunit_open_max = "1s"'))
     land(home, {"a": b"a"})

@@ -212,6 +212,12 @@ class Units:
 
         return self._db.write(act)
 
+    def follow(self, unit: Unit, generation: int) -> None:
+        """It was published before, in a life that this store knows nothing of: its next generation is this one."""
+        self._db.write(
+            lambda t: t.execute("UPDATE units SET generation = max(generation, ?) WHERE id = ?", (generation, unit.id))
+        )
+
     def publish(self, unit: Unit, versions: Sequence[FileVersion]) -> bool:
         """Its manifests are about to become visible: queue ``versions``. False when something came meanwhile."""
 
