@@ -53,12 +53,12 @@ if TYPE_CHECKING:
     from quaymaster.destinations.base import Destination
     from quaymaster.intake.attend import Known
 
-_TICK = 1.0
-_LOOK_FOR_NEW = 10.0
+_TICK = 0.5
+_LOOK_FOR_NEW = 3.0
 """Seconds between looks for units that have no file yet."""
 _REST = 5.0
 """Times as long as a look at a unit took, it is left alone before the next."""
-_PUBLISHED_AGAIN = 5.0
+_PUBLISHED_AGAIN = 2.0
 """Seconds between looks whether what was missing of a published unit has come."""
 _STOP = 2.0
 _MOST_KNOWN = 10_000
@@ -148,17 +148,18 @@ class Keeper:
             for path in self._eyes.directories():
                 self._store.units.opened(self._watch.name, path)
             self._next_look = self._monotonic() + max(_LOOK_FOR_NEW, _REST * (self._monotonic() - now))
-        states = (UnitState.OPEN, UnitState.COMPLETE, UnitState.PUBLISHED)
-        for unit in self._store.units.find(self._watch.name, states):
-            if unit.state is UnitState.PUBLISHED and not unit.missing:
-                continue
+        for unit in self._store.units.unfinished(self._watch.name):
             if self._stopping.is_set() or self._monotonic() < self._next.get(unit.id, 0.0):
                 continue
             began = self._monotonic()
             try:
                 self._tend_one(unit)
+            except StoreError:
+                raise
             except QuaymasterError as error:
                 self._store.units.wait(unit, str(error))
+            except OSError as error:  # one that cannot be looked at, or whose name is too long, holds up no other
+                self._store.units.wait(unit, f"it cannot be looked after now ({error.strerror})")
             took = self._monotonic() - began
             least = _PUBLISHED_AGAIN if unit.state is UnitState.PUBLISHED else 0.0
             self._next[unit.id] = self._monotonic() + max(least, _REST * took)

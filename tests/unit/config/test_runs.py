@@ -95,6 +95,7 @@ def test_a_site_has_its_own_profile_and_a_watch_the_last_word(site) -> None:
         ('unit = "directory"', "nothing says when one is whole"),
         ('unit = "directory"\nunit_complete = ["a/../b"]', "level by level"),
         ('unit = "directory"\nunit_pattern = "**/x"\nunit_idle = "1s"', "**"),
+        ('unit = "directory"\nunit_idle = "1s"\nkey = "{name}"', "same manifest"),
         ("unit_depth = 0", "too small"),
         ('[profile.x]\npath = "/y"', "belongs to one watch"),
         ('[profile.x]\nunti = "directory"', "did you mean unit?"),
