@@ -199,6 +199,7 @@ def test_the_deb_has_each_part_at_its_place(debs: Mapping[str, Deb], source: Pat
         *("/usr/share/doc/quaymaster/copyright", "/usr/share/doc/quaymaster/changelog.Debian.gz"),
         "/usr/share/quaymaster/grafana/quaymaster.json",
         "/usr/share/quaymaster/examples/hook-mail",
+        *("/usr/share/quaymaster/grafana/quaymaster.json", "/usr/share/quaymaster/manifest.schema.json"),
         *(f"/usr/share/man/man{page.stem[-1]}/{page.stem}.gz" for page in source.glob("packaging/man/*.md")),
         *CONFIGURATION,
         *units(source),

@@ -2,115 +2,23 @@
 
 from __future__ import annotations
 
-import hashlib
 import http.client
 import json
 import os
 import shutil
 import socket
 import subprocess
-import sys
 from collections.abc import Callable
 from contextlib import closing
-from pathlib import Path
-from typing import Any
 
-import pytest
-
-from quaymaster.keys import unescape
 from quaymaster.model import State
-from quaymaster.store import Unit, UnitState
+from quaymaster.store import UnitState
 from system.bucket import Bucket
 from system.conftest import Home, files_below
 from system.service import Service, until
+from system.units import RUN, check_archive, custody_kinds, land, manifest_of, published, unit_of, waits_for
 
 Serve = Callable[..., Service]
-RUN = 'unit = "directory"\nunit_complete = ["CopyComplete.txt"]'
-
-
-STEPS_OF_PUBLICATION = (
-    ("commit of Units.complete.act", 1),
-    ("replace in write", 1),
-    ("commit of Units.publish.act", 1),
-    ("link in publish_name", 4),  # after the three files: the checksums …
-    ("link in publish_name", 5),  # … and the manifest
-    ("commit of Units.published.act", 1),
-)
-
-
-class Killed:
-    """A service that is killed at a step, and runs again."""
-
-    def __init__(self, home: Home) -> None:
-        self.home = home
-        self.service = Service(home.config(RUN), home.folder)
-
-    def kill_at(self, step: str, when: str, occurrence: int) -> bool:
-        here = str(Path(__file__).parent.parent)
-        command = [sys.executable, "-m", "system.killed_at", str(self.home.folder / "steps"), step, when]
-        with self.service.log_file.open("ab") as log:
-            process = subprocess.Popen(
-                [*command, "run", "--config", str(self.service.config_file)],
-                env={**self.service.environment, "PYTHONPATH": here, "KILLED_AT_OCCURRENCE": str(occurrence)},
-                stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-            )  # fmt: skip
-        try:
-            return process.wait(60) == -9
-        finally:
-            process.kill()
-            process.wait()
-
-
-def unit_of(service: Service, path: bytes = b"run1") -> Unit | None:
-    with service.store() as store:
-        return store.units.get("landing", path)
-
-
-def published(service: Service, generation: int = 1, path: bytes = b"run1", timeout: float = 60) -> Unit:
-    """The unit, once that generation of it is published."""
-
-    def look() -> Unit | None:
-        unit = unit_of(service, path)
-        return unit if unit and unit.state is UnitState.PUBLISHED and unit.generation == generation else None
-
-    found = until(look, timeout, f"generation {generation} of {path!r}: {unit_of(service, path)}")
-    assert found is not None
-    return found
-
-
-def manifest_of(home: Home, path: str = "run1") -> dict[str, Any]:
-    return dict(json.loads((home.archive / path / "quaymaster-manifest.json").read_text()))
-
-
-def check_archive(home: Home, expected: dict[str, bytes], path: str = "run1") -> dict[str, Any]:
-    """The manifest tells of exactly these files, sha256sum(1) accepts them, and its digest is that of the list."""
-    manifest = manifest_of(home, path)
-    told = {os.fsdecode(unescape(entry["path"])): entry["sha256"] for entry in manifest["files"]}
-    assert told == {name: hashlib.sha256(content).hexdigest() for name, content in expected.items()}
-    sums = home.archive / path / manifest["sums"]
-    assert manifest["digest"] == "sha256:" + hashlib.sha256(sums.read_bytes()).hexdigest()
-    subprocess.run(["sha256sum", "--check", "--strict", "--quiet", sums.name], cwd=sums.parent, check=True)
-    for entry in manifest["files"]:
-        assert (
-            os.stat(os.path.join(os.fsencode(home.archive), unescape(entry["key"]))).st_size == entry["stored"]["size"]
-        )
-    return manifest
-
-
-def waits_for(service: Service, path: bytes, why: str) -> None:
-    until(lambda: (unit := unit_of(service, path)) and why in unit.why, 60, f"{path!r}: {unit_of(service, path)}")
-
-
-def custody_kinds(service: Service) -> list[str]:
-    with service.store() as store:
-        kinds = [entry.fields["kind"] for entry in store.custody()]
-    return [kind for kind in kinds if kind.startswith("unit-")]
-
-
-def land(home: Home, files: dict[str, bytes], path: str = "run1") -> dict[str, bytes]:
-    for name, content in files.items():
-        home.land(f"{path}/{name}", content)
-    return files
 
 
 def test_a_manifest_comes_last_and_tells_of_every_file(home: Home, serve: Serve) -> None:
@@ -169,56 +77,14 @@ def test_a_list_of_checksums_of_the_run_itself_is_kept(home: Home, serve: Serve)
     service.stop()
 
 
-def test_a_marker_that_goes_and_comes_back_and_a_unit_that_is_renamed(home: Home, serve: Serve) -> None:
-    service = serve(home.config(f'{RUN}\nexclude = ["CopyComplete.txt"]'))
-    marker = home.landing / "run1/CopyComplete.txt"
-    land(home, {"a": b"a"})
-    os.mkdir(marker)  # it is not the file that is meant
-    waits_for(service, b"run1", "CopyComplete.txt is missing")
-    marker.rmdir()
-    os.rename(home.landing / "run1", home.landing / "run2")
-    published_run = home.landing / "run2/CopyComplete.txt"
-    waits_for(service, b"run2", "CopyComplete.txt is missing")
-    published_run.touch()
-    published_run.unlink()
-    published_run.touch()
-    published(service, path=b"run2")
-    check_archive(home, {"a": b"a"}, "run2")
-    waits_for(service, b"run1", "its directory is gone")
-    assert service.cli("units", "abandon", str(home.landing / "run1"))[0] == 0
-    assert (unit := unit_of(service)) is not None
-    assert unit.state is UnitState.ABANDONED
-    service.stop()
-
-
-def test_what_is_missing_is_said_and_delivered_later(home: Home, serve: Serve) -> None:
-    """A unit with a parked file stays open; an operator publishes what there is; the rest makes a generation."""
-    (home.archive / "run1").mkdir()
-    (home.archive / "run1/bad").write_bytes(b"somebody else's")
-    service = serve(home.config(RUN))
-    expected = land(home, {"a": b"a", "bad": b"mine", "CopyComplete.txt": b""})
-    land(home, {"x": b"x", "CopyComplete.txt": b""}, "run2")
-    waits_for(service, b"run1", "1 file parked")
-    published(service, path=b"run2")  # which it does not hold up
-    assert not (home.archive / "run1/quaymaster-manifest.json").exists()
-    assert service.cli("units", "complete", str(home.landing / "run1"))[0] == 0
-    assert published(service).missing == 1
-    manifest = check_archive(home, {name: expected[name] for name in ("a", "CopyComplete.txt")})
-    assert [entry["path"] for entry in manifest["missing"]] == ["bad"]
-    assert manifest["forced_by"]
-    (home.archive / "run1/bad").unlink()
-    assert service.cli("jobs", "retry", "--state", "parked")[0] == 0
-    published(service, 2)
-    check_archive(home, expected)
-    service.stop()
-
-
 def test_a_unit_may_travel_as_a_whole(home: Home, serve: Serve) -> None:
     service = serve(home.config(f'{RUN}\nupload = "unit"'))
     expected = land(home, {"a": b"a", "sub/b": b"b"})
     home.land("outside", b"of all units")
     waits_for(service, b"run1", "CopyComplete.txt is missing")
     until(lambda: home.arrived().keys() == {b"outside"})
+    _, found = service.cli("why", str(home.landing / "run1/a"))
+    assert found["evidence"][-1] == {"ok": False, "text": "its unit run1 is not whole yet: CopyComplete.txt is missing"}
     expected |= land(home, {"CopyComplete.txt": b""})
     published(service)
     check_archive(home, expected)
@@ -308,24 +174,3 @@ def test_commands_and_alarms_tell_of_units(home: Home, serve: Serve) -> None:
     published(service)
     assert service.command("units", "abandon", str(home.landing / "run1")).returncode == 1
     service.stop()
-
-
-@pytest.mark.parametrize("when", ["before", "after"])
-def test_a_kill_at_any_step_of_the_publication_makes_one_manifest(home: Home, when: str) -> None:
-    """Each commit and rename of a unit's way, and the publication of its lists: killed there, then run to the end."""
-    campaign = Killed(home)
-    seen: set[str] = set()
-    for number, (step, occurrence) in enumerate(STEPS_OF_PUBLICATION):
-        path = f"run{number}"
-        expected = land(home, {"a": b"a", "sub/b": b"%d" % number, "CopyComplete.txt": b""}, path)
-        assert campaign.kill_at(step, when, occurrence), f"it never came to {step}"
-        seen.add(step)
-        with campaign.service as service:
-            published(service, path=path.encode())
-            check_archive(home, expected, path)
-            until(lambda: not home.leftovers())
-    with campaign.service.store() as store:
-        entries = [entry.fields for entry in store.custody()]
-        assert store.custody_broken_at() is None
-    said = [(entry["path"], entry["generation"]) for entry in entries if entry["kind"] == "unit-published"]
-    assert sorted(said) == sorted({(f"run{n}", 1) for n in range(len(STEPS_OF_PUBLICATION))})

@@ -17,6 +17,7 @@ from quaymaster.config.schema import (
     Watch,
 )
 from quaymaster.config.values import quoted
+from quaymaster.keys import template_fields
 
 RESOLVING = 2.0
 """Seconds for finding where symbolic links lead. A hung network mount must not hold up the start: then the paths count
@@ -145,6 +146,11 @@ def _watches(
         if beside and watch.compress is None:
             advice = 'write compress = "zstd", or remove it'
             problems.add((*keys, "destinations"), f"without compress {beside[0]} has nothing to publish; {advice}")
+        if watch.unit and not {"path", "dir"} & template_fields(watch.key):
+            advice = 'put {path} into it, as in "{watch}/{path}"'
+            problems.add(
+                (*keys, "key"), f"without {{path}} or {{dir}} all units would have the same manifest; {advice}"
+            )
         if beside and watch.unit:
             advice = "name a destination of another place, or remove unit"
             problems.add((*keys, "unit"), f"{beside[0]} has no copy of what is not compressed to list; {advice}")

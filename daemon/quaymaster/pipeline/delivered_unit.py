@@ -6,6 +6,7 @@ by half of one, and however many files it tells of, one line at a time is in mem
 
 from __future__ import annotations
 
+import hashlib
 import tempfile
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -17,7 +18,7 @@ from typing import IO
 from quaymaster.destinations.base import Destination
 from quaymaster.errors import IntegrityError, PermanentError, TransferError
 from quaymaster.keys import key_for
-from quaymaster.model import MANIFEST, Compression, shown
+from quaymaster.model import MANIFEST, Compression, Digests, Stored, shown
 from quaymaster.pipeline import codec
 from quaymaster.pipeline.formats import expand
 from quaymaster.pipeline.manifest import Entry, Manifest, sums_line
@@ -37,6 +38,10 @@ class DeliveredUnit:
     """Of the manifest."""
     head: Manifest
     """Its head is read, its files are not."""
+    stored: Stored
+    """The manifest as an object."""
+    digests: Digests
+    """Of the manifest."""
     _file: IO[bytes]
 
     @property
@@ -94,13 +99,16 @@ def opened(destination: Destination, key: str) -> Iterator[DeliveredUnit]:
             "Name the unit's directory, or the key of its manifest; quaymaster units says which are published",
         )
     with tempfile.TemporaryFile() as file:
+        digest = hashlib.sha256()
         with destination.read(stored) as pieces:
             for piece in pieces:
                 file.write(piece)
+                digest.update(piece)
+        end = file.tell()
         whole = _manifest(file, key, destination.name)
         for _ in whole.files():
             pass
-        yield DeliveredUnit(destination, key, whole, file)
+        yield DeliveredUnit(destination, key, whole, stored, Digests(end, digest.hexdigest()), file)
 
 
 def key_of(destination: Destination, template: str, watch: str, host: str, unit: bytes) -> str:

@@ -220,6 +220,7 @@ class Crew(Carriers):
             self._store,
             intake,
             known,
+            self.destinations,
             staging_dir=self.config.service.staging_dir,
             host=self.config.service.host,
             emit=self._emit,

@@ -19,27 +19,46 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from quaymaster.errors import QuaymasterError, StoreError
+from quaymaster import keys
+from quaymaster.errors import IntegrityError, NameRefused, QuaymasterError, StoreError
 from quaymaster.intake.intake import Intake
 from quaymaster.intake.observe import policy_for
 from quaymaster.intake.units import Eyes
-from quaymaster.model import MANIFEST, SUMS, Emit, Event, FileVersion, Job, Level, State, published_as, shown
-from quaymaster.pipeline import manifest
+from quaymaster.model import (
+    MANIFEST,
+    SUMS,
+    Compression,
+    Digests,
+    Emit,
+    Event,
+    FileVersion,
+    Identity,
+    Job,
+    Level,
+    Proof,
+    State,
+    Stored,
+    published_as,
+    shown,
+)
+from quaymaster.pipeline import delivered_unit, manifest
 from quaymaster.source import Root, identity_of
 from quaymaster.store import Filter, Store, Unit, UnitState
 
 if TYPE_CHECKING:
     from quaymaster.config import Watch
+    from quaymaster.destinations.base import Destination
     from quaymaster.intake.attend import Known
 
-_TICK = 1.0
-_LOOK_FOR_NEW = 10.0
+_TICK = 0.5
+_LOOK_FOR_NEW = 3.0
 """Seconds between looks for units that have no file yet."""
 _REST = 5.0
 """Times as long as a look at a unit took, it is left alone before the next."""
-_PUBLISHED_AGAIN = 5.0
+_PUBLISHED_AGAIN = 2.0
 """Seconds between looks whether what was missing of a published unit has come."""
 _STOP = 2.0
 _MOST_KNOWN = 10_000
@@ -81,6 +100,7 @@ class Keeper:
         store: Store,
         intake: Intake,
         known: Known,
+        destinations: Mapping[str, Destination],
         *,
         staging_dir: str,
         host: str,
@@ -89,7 +109,7 @@ class Keeper:
         wall: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._watch, self._store, self._intake = watch, store, intake
+        self._watch, self._store, self._intake, self._destinations = watch, store, intake, destinations
         self._staging_dir, self._host = staging_dir, host
         self._emit, self._wake, self._wall, self._monotonic = emit, wake, wall, monotonic
         self._eyes = Eyes(watch, Root(watch.path, hard_links=watch.hard_links), known, intake.pulse)
@@ -128,17 +148,18 @@ class Keeper:
             for path in self._eyes.directories():
                 self._store.units.opened(self._watch.name, path)
             self._next_look = self._monotonic() + max(_LOOK_FOR_NEW, _REST * (self._monotonic() - now))
-        states = (UnitState.OPEN, UnitState.COMPLETE, UnitState.PUBLISHED)
-        for unit in self._store.units.find(self._watch.name, states):
-            if unit.state is UnitState.PUBLISHED and not unit.missing:
-                continue
+        for unit in self._store.units.unfinished(self._watch.name):
             if self._stopping.is_set() or self._monotonic() < self._next.get(unit.id, 0.0):
                 continue
             began = self._monotonic()
             try:
                 self._tend_one(unit)
+            except StoreError:
+                raise
             except QuaymasterError as error:
                 self._store.units.wait(unit, str(error))
+            except OSError as error:  # one that cannot be looked at, or whose name is too long, holds up no other
+                self._store.units.wait(unit, f"it cannot be looked after now ({error.strerror})")
             took = self._monotonic() - began
             least = _PUBLISHED_AGAIN if unit.state is UnitState.PUBLISHED else 0.0
             self._next[unit.id] = self._monotonic() + max(least, _REST * took)
@@ -231,6 +252,9 @@ class Keeper:
         if not unit.forced_by and (why := self._on_their_way(unit)):
             self._store.units.wait(unit, why)
             return
+        if (earlier := self._published_before(unit)) >= unit.generation:
+            self._store.units.follow(unit, earlier + 1)
+            return
         versions = []
         for destination in self._watch.destinations:
             name = self._write(unit, destination)
@@ -239,6 +263,46 @@ class Keeper:
             versions.append(self._version(unit, destination, name))
         if self._store.units.publish(unit, versions):
             self._wake()
+
+    def _published_before(self, unit: Unit) -> int:
+        """The generation of a manifest of this unit that is at a destination and that the ledger knows nothing of (it
+        was lost); 0 for none. Its lists are ours, and recorded now. Raises TransferError."""
+        highest = 0
+        for name in self._watch.destinations:
+            destination, path = self._destinations[name], unit.path + b"/" + MANIFEST.encode()
+            if self._store.deliveries(published_as(unit.watch, name), path):
+                continue
+            key = delivered_unit.key_of(destination, self._watch.key, unit.watch, self._host, unit.path)
+            if destination.stat(key) is None:
+                continue
+            with suppress(IntegrityError, NameRefused), delivered_unit.opened(destination, key) as found:
+                head = found.head
+                if (found.watch, head.unit, head.head.get("host")) == (unit.watch, unit.path, self._host):
+                    self._recognise(name, path, found.stored, found.digests)
+                    sums = os.path.join(unit.path, head.sums.encode())
+                    template = keys.key_for(self._watch.key, watch=unit.watch, path=sums, host=self._host)
+                    digests = Digests(sum(map(len, found.sums())), head.digest)
+                    if (stored := destination.holding(template, digests)) is not None:
+                        self._recognise(name, sums, stored, digests)
+                    highest = max(highest, head.generation)
+        return highest
+
+    def _recognise(self, destination: str, path: bytes, stored: Stored, digests: Digests) -> None:
+        """Record a list of an earlier life as what it is."""
+        lane = published_as(self._watch.name, destination)
+        version = FileVersion(lane, path, Identity(0, digests.size, int(stored.mtime * 1e9)))
+        proof = Proof(
+            job=0,
+            version=version,
+            destination=destination,
+            source=digests,
+            stored_digests=digests,
+            compression=Compression.NONE,
+            compression_note="",
+            stored=replace(stored, checksum=stored.checksum or f"sha256:{digests.sha256}", evidence="readback"),
+            delivered_at=stored.mtime or self._wall(),
+        )
+        self._store.adopt(version, [proof], here=False)
 
     def _on_their_way(self, unit: Unit) -> str:
         counts: dict[State, int] = {}

@@ -92,6 +92,16 @@ class Units:
             rows = t.execute(f"{_SELECT} WHERE {' AND '.join(where)} ORDER BY watches.name, units.path", values)
             return [_unit(row) for row in rows]
 
+    def unfinished(self, watch: str) -> list[Unit]:
+        """Those of a watch that are not at their end, or were published without some of their files."""
+        with self._db.read() as t:
+            rows = t.execute(
+                f"{_SELECT} WHERE watches.name = ? AND (units.state IN ('open', 'complete')"
+                " OR units.state = 'published' AND units.missing > 0) ORDER BY units.path",
+                (watch,),
+            )
+            return [_unit(row) for row in rows]
+
     def counts(self) -> dict[str, dict[UnitState, int]]:
         """For each watch and state: how many."""
         found: dict[str, dict[UnitState, int]] = {}
@@ -211,6 +221,12 @@ class Units:
             return bool(done.rowcount)
 
         return self._db.write(act)
+
+    def follow(self, unit: Unit, generation: int) -> None:
+        """It was published before, in a life that this store knows nothing of: its next generation is this one."""
+        self._db.write(
+            lambda t: t.execute("UPDATE units SET generation = max(generation, ?) WHERE id = ?", (generation, unit.id))
+        )
 
     def publish(self, unit: Unit, versions: Sequence[FileVersion]) -> bool:
         """Its manifests are about to become visible: queue ``versions``. False when something came meanwhile."""

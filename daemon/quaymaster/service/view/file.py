@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from quaymaster.errors import SourceRefused
-from quaymaster.model import Identity, Job, State, plain
+from quaymaster.model import Identity, Job, State, plain, shown
 from quaymaster.service.view.locate import PATIENCE, Place
 from quaymaster.service.view.records import Record, delivery_record, entry_record, job_record, path_record
 
@@ -61,7 +61,8 @@ def look(place: Place, store: Store, service: int | None, eyes: Eyes = nullconte
         found.job = matching[-1] if matching else found.jobs[-1] if found.jobs and not found.there else None
         if path and found.job is None:
             with eyes():
-                found.evidence = [*_trouble(store, watch.name, service), *why(watch, path, known=store.known)]
+                seen = why(watch, path, known=store.known)
+            found.evidence = [*_trouble(store, watch.name, service), *seen, *_unit(place, store)]
     found.deliveries = store.deliveries_of(found.job) if found.job else []
     return found
 
@@ -74,6 +75,20 @@ def _trouble(store: Store, watch: str, service: int | None) -> list[Evidence]:
     if service is None or not said.get("reason"):
         return []
     return [Evidence(None, f"the watch is {said['state']}: {said['reason']}")]
+
+
+def _unit(place: Place, store: Store) -> list[Evidence]:
+    """Whether it waits for the unit that it is in."""
+    from quaymaster.intake.why import Evidence
+
+    path = place.watch.unit_of(place.path) if place.watch.upload == "unit" else None
+    if path is None:
+        return []
+    unit = store.units.get(place.watch.name, path)
+    if unit is not None and unit.released:
+        return [Evidence(True, f"its unit {shown(path)} is whole")]
+    why = f": {unit.why}" if unit and unit.why else ""
+    return [Evidence(False, f"its unit {shown(path)} is not whole yet{why}")]
 
 
 def _on_disk(place: Place) -> tuple[bool, Identity | None]:
