@@ -98,23 +98,29 @@ class Follower:
         """List the bucket, queue what is missing, release what is whole, remove what is to be removed."""
         try:
             objects = list(self._source.listing(self._prefix))
-            self._clear_once()
-            units = self._store.mirror_units(self.name)
-            if not objects and any(unit.state == "released" for unit in units.values()):
-                raise Unreachable("The bucket lists nothing any more", "Nothing is removed; see what became of it")
-            self._note_listing(objects)
-            if self._settled == units and self._all_there(units):
-                self._ground.clear_old(self._mirror.keep_old)
-            else:
-                self._go_on(units)
+            with disk.disk_errors(self._mirror.path), self._ground.alone():
+                self._follow(objects)
             self._back(objects)
         except TransferError as error:
             self._outage(error)
 
+    def _follow(self, objects: Sequence[Stored]) -> None:
+        self._clear_once()
+        units = self._store.mirror_units(self.name)
+        if not objects and any(unit.state == "released" for unit in units.values()):
+            raise Unreachable("The bucket lists nothing any more", "Nothing is removed; see what became of it")
+        self._note_listing(objects)
+        if self._settled == units and self._all_there(units):
+            self._ground.clear_old(self._mirror.keep_old)
+            self._keep_listed(units)
+        else:
+            self._go_on(units)
+
     def go_on(self) -> None:
         """Between two listings: release what has become whole since the last one."""
         try:
-            self._go_on(self._store.mirror_units(self.name))
+            with disk.disk_errors(self._mirror.path), self._ground.alone():
+                self._go_on(self._store.mirror_units(self.name))
         except TransferError as error:
             self._outage(error)
 
@@ -381,7 +387,7 @@ class Follower:
 
     def _tell_servers(self, units: dict[bytes, Unit]) -> None:
         """Those that are not told yet: after a release, and while the server does not answer."""
-        self._serving.trouble = ""
+        self._keep_listed(units)
         for path, unit in list(units.items()):
             if unit.state != "released" or unit.checked:
                 continue
@@ -396,6 +402,15 @@ class Follower:
                 continue
             units[path] = replace(unit, checked=True, old="")
             self._store.put_unit(self.name, units[path])
+
+    def _keep_listed(self, units: Mapping[bytes, Unit]) -> None:
+        self._serving.trouble = ""
+        try:
+            self._serving.keep_listed(units)
+        except TransferError as error:
+            self._serving.trouble = str(error)
+            self._tell_once("server", error)
+        self.state.server = self._serving.trouble
 
     def _put_back(self, unit: Unit, error: QuaymasterError) -> Unit:
         had = self._ground.has_old(unit.old.encode())
@@ -472,7 +487,10 @@ class Follower:
             return
         if unit.state != "none":
             names = [unit.path] if unit.objects.keys() != {unit.path} else [unit.path, bare(unit.path, compressed=True)]
-            for name in (name for name in names if self._ground.has(name, unit.objects.keys() != {unit.path})):
+            below = any(path.startswith(unit.path + b"/") for path in rest)
+            for name in (
+                name for name in names if not below and self._ground.has(name, unit.objects.keys() != {unit.path})
+            ):
                 self._ground.withdraw(name)
             self._say("mirror-removed", f"removed: {why}", Level.NOTICE, unit.path)
         self._store.forget_mirrored(self.name, list(unit.objects.items()), unit.path)

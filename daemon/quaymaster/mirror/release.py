@@ -50,8 +50,8 @@ class Ground:
             yield directory
 
     def finish(self, directory: int, name: bytes, final: bytes, mode: int, mtime_ns: int) -> os.stat_result:
-        """Make a verified file durable, and give it its final name in ``objects``. A name that a power cut takes is missed
-        at the next pass."""
+        """Make a verified file durable, under its final name in ``objects``. Should a power cut take the name, that is
+        noticed at the next pass."""
         descriptor = os.open(name, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
         try:
             os.fchmod(descriptor, mode)
@@ -61,6 +61,13 @@ class Ground:
             return os.fstat(descriptor)
         finally:
             os.close(descriptor)
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """While a pass changes something: the service may read its configuration anew, and an earlier pass still end.
+        Raises Unreachable."""
+        with self._own(b"assembly") as assembly, disk.alone(assembly, self.path):
+            yield
 
     # -- what is there --
 
