@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING
 
 from quaymaster.destinations import disk
 from quaymaster.errors import Conflict, IntegrityError, QuaymasterError, StoreError, TransferError, Unreachable
-from quaymaster.mirror import manifest
 from quaymaster.mirror.plan import Listed, Plan, Wanted, bare, plan
 from quaymaster.mirror.release import Ground
 from quaymaster.mirror.server import VersionRefused
 from quaymaster.mirror.serving import Serving
+from quaymaster.mirror.whole import NotYet, Whole
 from quaymaster.mirror.works import Downloads
 from quaymaster.model import Emit, Event, FileVersion, Identity, Job, Level, State, Stored, shown
 from quaymaster.store import Downloaded, Store, Unit
@@ -32,10 +32,6 @@ _STILL = 2
 """Listings in which a version must be the same before it counts as whole, when nothing else says so."""
 _TOLD = 20
 """Names that a report holds at most, of each kind."""
-
-
-class NotYet(Exception):
-    """Why a unit cannot be released now."""
 
 
 @dataclass(slots=True)
@@ -262,7 +258,7 @@ class Follower:
     ) -> tuple[dict[bytes, Downloaded], list[bytes]]:
         """Verified files of a unit by their targets, and the paths of objects that have none."""
         found = {path: had[path, each.tag] for path, each in wanted.objects.items() if (path, each.tag) in had}
-        kept = self._ground.kept(list(found.values()), wanted.path)
+        kept = self._ground.kept(list(found.values()))
         lacking = [path for path in wanted.objects if path not in found or found[path].target not in kept]
         return {each.target: each for each in found.values()}, lacking
 
@@ -283,7 +279,8 @@ class Follower:
         if len(files) < len(wanted.objects):
             return self._refuse(wanted, known, "two of its objects are the same file, once expanded")
         try:
-            self._require_whole(wanted, files, had)
+            still = self._seen.get(wanted.path, ("", 0))[1] >= _STILL
+            Whole(self._mirror, self._plan, self._ground, had).require(wanted, files, still=still)
         except IntegrityError as error:
             return self._refuse(wanted, known, str(error))
         now = replace(known or Unit(wanted.path, "none"), gone_since=None)
@@ -329,59 +326,6 @@ class Follower:
         self._store.put_unit(self.name, unit, "quarantined", {"error": why})
         self._say("quarantined", f"not released: {why}", Level.ERROR, wanted.path, "quarantined")
         return unit
-
-    def _require_whole(
-        self, wanted: Wanted, files: Mapping[bytes, Downloaded], had: Mapping[tuple[bytes, int], Downloaded]
-    ) -> None:
-        """Raises NotYet, and IntegrityError when it is not what its manifest says."""
-        marker = self._mirror.marker.encode() if self._mirror.marker else b""
-        listed = self._manifests(wanted, had)
-        if marker and wanted.directory and not self._beside(wanted, (marker,)):
-            raise NotYet(f"{self._mirror.marker} has not arrived")
-        proven: set[bytes] = set()
-        for folder, sums in listed:
-            below = {folder + path: sha256 for path, sha256 in sums.items()}
-            mine = {p: s for p, s in below.items() if p.startswith(wanted.path + b"/") or p == wanted.path}
-            if absent := [path for path in mine if path not in files]:
-                raise NotYet(f"{shown(absent[0])} has not arrived, which its manifest names")
-            for path, sha256 in mine.items():
-                if files[path].sha256 != sha256:
-                    raise IntegrityError(f"{shown(path)} is not what its manifest says ({files[path].sha256})")
-            proven |= mine.keys()
-            proven |= {folder + name for name in manifest.NAMES}
-        if self._mirror.require_proof:
-            for target, file in files.items():
-                if not file.evidence and target not in proven:
-                    raise IntegrityError(f"nothing tells a digest of {shown(target)}, and require_proof is set")
-        if not marker and not listed and wanted.directory and self._seen.get(wanted.path, ("", 0))[1] < _STILL:
-            raise NotYet("it must be the same in the next listing")
-
-    def _beside(self, wanted: Wanted, names: Sequence[bytes]) -> Listed | None:
-        """The object of one of these names in the unit's directory, or in one above it."""
-        folder = wanted.path if wanted.directory else wanted.model
-        while True:
-            for name in names:
-                found = self._plan.keys.get(folder + b"/" + name if folder else name)
-                if found is not None:
-                    return found
-            if not folder:
-                return None
-            folder = folder.rpartition(b"/")[0]
-
-    def _manifests(
-        self, wanted: Wanted, had: Mapping[tuple[bytes, int], Downloaded]
-    ) -> list[tuple[bytes, dict[bytes, str]]]:
-        found = []
-        for name in manifest.NAMES:
-            listed = self._beside(wanted, (name,))
-            if listed is None or listed.path == wanted.path:
-                continue
-            file = had.get((listed.path, listed.tag))
-            if file is None or not self._ground.kept([file], wanted.path):
-                raise NotYet(f"{shown(listed.path)} has not arrived")
-            content = self._ground.content(file, manifest.LARGEST)
-            found.append((listed.path[: -len(name)], manifest.parse(name, content)))
-        return found
 
     # -- model servers --
 

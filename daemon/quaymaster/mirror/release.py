@@ -80,7 +80,7 @@ class Ground:
             return False
         return stat.S_ISDIR(status.st_mode) if directory else stat.S_ISREG(status.st_mode)
 
-    def kept(self, files: Sequence[Downloaded], released: bytes) -> set[bytes]:
+    def kept(self, files: Sequence[Downloaded]) -> set[bytes]:
         """Targets of those files that are still as they were verified: in ``objects``, or where they were released."""
         found = set()
         with self.objects() as directory:
