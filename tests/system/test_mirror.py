@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import random
 import subprocess
 import sys
 import threading
@@ -398,3 +399,42 @@ def test_a_kill_at_every_step_loses_and_mixes_nothing(home: Home, bucket: Bucket
     kills = _campaign(home, bucket, lambda steps: sorted(set(steps)))
     print(f"{kills} kills")
     assert kills >= 30
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(7200)
+def test_200_kills_at_random_instants_lose_and_mix_nothing(home: Home, bucket: Bucket) -> None:
+    print(_killed_at_random(home, bucket, 200))
+
+
+def _killed_at_random(home: Home, bucket: Bucket, kills: int) -> str:
+    """The service is killed again and again while a version is exchanged, others come, and older ones go."""
+    chance = random.Random(9)
+    text = config(home, bucket, 'interval = "100ms"\nkeep_old = "1s"\nkeep_versions = 3')
+    service, seen, files = Service(text, home.folder), 0, dict[str, bytes]()
+    for number in range(1, kills + 1):
+        files = model(number, chance.randrange(1, 2 * MIB))
+        for unit in ("same/1", f"new/{number}"):
+            put_model(bucket, unit, files | {"SHA256SUMS": _sums(files)})
+        with service.log_file.open("ab") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "quaymaster", "run", "--config", str(service.config_file)],
+                env=service.environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+            )  # fmt: skip
+        time.sleep(chance.uniform(0.6, 3.0))
+        process.kill()
+        process.wait()
+        found = released(home)
+        for unit in {path.rpartition("/")[0] for path in found}:
+            whole = {path.rpartition("/")[2]: content for path, content in found.items() if path.startswith(unit + "/")}
+            assert whole.pop("SHA256SUMS") == _sums({name: whole[name] for name in files}), unit
+            seen += 1
+    with service:
+        wanted = below("same/1", files)
+        for number in range(kills - 2, kills + 1):
+            wanted[f"new/{number}/model.xml"] = model(number)["model.xml"]
+        until_released(home, wanted)
+        until(lambda: len([path for path in released(home) if path.startswith("new/")]) == 9, 60)
+        until(lambda: (hidden(home, "objects"), hidden(home, "assembly")) == ([], []), 60)
+    assert service.cli("audit", "verify")[0] == 0
+    return f"{kills} kills, {seen} versions looked at"

@@ -66,7 +66,7 @@ def _print(config: Config, warnings: list[str], found: list[Record]) -> None:
 
 
 def _try_destinations(config: Config) -> list[Record]:
-    from quaymaster.service.doctor import places
+    from quaymaster.service.doctor import places, trial
 
     found = []
     for name in config.destinations:
@@ -74,7 +74,7 @@ def _try_destinations(config: Config) -> list[Record]:
         try:
             for _, destination in places(config, name):
                 try:
-                    tried["facts"] += destination.check()
+                    tried["facts"] += trial(destination, name in config.only_read)
                 finally:
                     destination.close()
         except QuaymasterError as error:

@@ -636,6 +636,12 @@ class Config(_Table):
         """ "FILE:LINE" of a key such as ``("watch", "sequencer", "path")``, or "default"."""
         return self._places.get(keys, "default")
 
+    @property
+    def only_read(self) -> frozenset[str]:
+        """Destinations that nothing is delivered to: mirrors take from them, and may have no permission to write."""
+        delivered = {name for watch in self.watches.values() for name in watch.destinations}
+        return frozenset(mirror.source for mirror in self.mirrors.values()) - delivered
+
     def effective(self) -> list[tuple[str, object, str]]:
         """Every setting in effect: dotted key, value (bytes, seconds; None where nothing is set), and from where."""
         return [(".".join(keys), value, self.where(*keys)) for keys, value, _ in show.settings(self)]

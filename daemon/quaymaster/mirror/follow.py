@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING
 
 from quaymaster.destinations import disk
 from quaymaster.errors import Conflict, IntegrityError, QuaymasterError, StoreError, TransferError, Unreachable
-from quaymaster.mirror import manifest
 from quaymaster.mirror.plan import Listed, Plan, Wanted, bare, plan
 from quaymaster.mirror.release import Ground
 from quaymaster.mirror.server import VersionRefused
 from quaymaster.mirror.serving import Serving
+from quaymaster.mirror.whole import NotYet, Whole
 from quaymaster.mirror.works import Downloads
 from quaymaster.model import Emit, Event, FileVersion, Identity, Job, Level, State, Stored, shown
 from quaymaster.store import Downloaded, Store
@@ -33,10 +33,6 @@ _STILL = 2
 """Listings in which a version must be the same before it counts as whole, when nothing else says so."""
 _TOLD = 20
 """Names that a report holds at most, of each kind."""
-
-
-class NotYet(Exception):
-    """Why a unit cannot be released now."""
 
 
 @dataclass(slots=True)
@@ -99,23 +95,29 @@ class Follower:
         """List the bucket, queue what is missing, release what is whole, remove what is to be removed."""
         try:
             objects = list(self._source.listing(self._prefix))
-            self._clear_once()
-            units = self._store.mirror_units(self.name)
-            if not objects and any(unit.state == "released" for unit in units.values()):
-                raise Unreachable("The bucket lists nothing any more", "Nothing is removed; see what became of it")
-            self._note_listing(objects)
-            if self._settled == units and self._all_there(units):
-                self._ground.clear_old(self._mirror.keep_old)
-            else:
-                self._go_on(units)
+            with disk.disk_errors(self._mirror.path), self._ground.alone():
+                self._follow(objects)
             self._back(objects)
         except TransferError as error:
             self._outage(error)
 
+    def _follow(self, objects: Sequence[Stored]) -> None:
+        self._clear_once()
+        units = self._store.mirror_units(self.name)
+        if not objects and any(unit.state == "released" for unit in units.values()):
+            raise Unreachable("The bucket lists nothing any more", "Nothing is removed; see what became of it")
+        self._note_listing(objects)
+        if self._settled == units and self._all_there(units):
+            self._ground.clear_old(self._mirror.keep_old)
+            self._keep_listed(units)
+        else:
+            self._go_on(units)
+
     def go_on(self) -> None:
         """Between two listings: release what has become whole since the last one."""
         try:
-            self._go_on(self._store.mirror_units(self.name))
+            with disk.disk_errors(self._mirror.path), self._ground.alone():
+                self._go_on(self._store.mirror_units(self.name))
         except TransferError as error:
             self._outage(error)
 
@@ -257,7 +259,7 @@ class Follower:
     ) -> tuple[dict[bytes, Downloaded], list[bytes]]:
         """Verified files of a unit by their targets, and the paths of objects that have none."""
         found = {path: had[path, each.tag] for path, each in wanted.objects.items() if (path, each.tag) in had}
-        kept = self._ground.kept(list(found.values()), wanted.path)
+        kept = self._ground.kept(list(found.values()))
         lacking = [path for path in wanted.objects if path not in found or found[path].target not in kept]
         return {each.target: each for each in found.values()}, lacking
 
@@ -278,7 +280,8 @@ class Follower:
         if len(files) < len(wanted.objects):
             return self._refuse(wanted, known, "two of its objects are the same file, once expanded")
         try:
-            self._require_whole(wanted, files, had)
+            still = self._seen.get(wanted.path, ("", 0))[1] >= _STILL
+            Whole(self._mirror, self._plan, self._ground, had).require(wanted, files, still=still)
         except IntegrityError as error:
             return self._refuse(wanted, known, str(error))
         now = replace(known or Unit(wanted.path, "none"), gone_since=None)
@@ -325,64 +328,11 @@ class Follower:
         self._say("quarantined", f"not released: {why}", Level.ERROR, wanted.path, "quarantined")
         return unit
 
-    def _require_whole(
-        self, wanted: Wanted, files: Mapping[bytes, Downloaded], had: Mapping[tuple[bytes, int], Downloaded]
-    ) -> None:
-        """Raises NotYet, and IntegrityError when it is not what its manifest says."""
-        marker = self._mirror.marker.encode() if self._mirror.marker else b""
-        listed = self._manifests(wanted, had)
-        if marker and wanted.directory and not self._beside(wanted, (marker,)):
-            raise NotYet(f"{self._mirror.marker} has not arrived")
-        proven: set[bytes] = set()
-        for folder, sums in listed:
-            below = {folder + path: sha256 for path, sha256 in sums.items()}
-            mine = {p: s for p, s in below.items() if p.startswith(wanted.path + b"/") or p == wanted.path}
-            if absent := [path for path in mine if path not in files]:
-                raise NotYet(f"{shown(absent[0])} has not arrived, which its manifest names")
-            for path, sha256 in mine.items():
-                if files[path].sha256 != sha256:
-                    raise IntegrityError(f"{shown(path)} is not what its manifest says ({files[path].sha256})")
-            proven |= mine.keys()
-            proven |= {folder + name for name in manifest.NAMES}
-        if self._mirror.require_proof:
-            for target, file in files.items():
-                if not file.evidence and target not in proven:
-                    raise IntegrityError(f"nothing tells a digest of {shown(target)}, and require_proof is set")
-        if not marker and not listed and wanted.directory and self._seen.get(wanted.path, ("", 0))[1] < _STILL:
-            raise NotYet("it must be the same in the next listing")
-
-    def _beside(self, wanted: Wanted, names: Sequence[bytes]) -> Listed | None:
-        """The object of one of these names in the unit's directory, or in one above it."""
-        folder = wanted.path if wanted.directory else wanted.model
-        while True:
-            for name in names:
-                found = self._plan.keys.get(folder + b"/" + name if folder else name)
-                if found is not None:
-                    return found
-            if not folder:
-                return None
-            folder = folder.rpartition(b"/")[0]
-
-    def _manifests(
-        self, wanted: Wanted, had: Mapping[tuple[bytes, int], Downloaded]
-    ) -> list[tuple[bytes, dict[bytes, str]]]:
-        found = []
-        for name in manifest.NAMES:
-            listed = self._beside(wanted, (name,))
-            if listed is None or listed.path == wanted.path:
-                continue
-            file = had.get((listed.path, listed.tag))
-            if file is None or not self._ground.kept([file], wanted.path):
-                raise NotYet(f"{shown(listed.path)} has not arrived")
-            content = self._ground.content(file, manifest.LARGEST)
-            found.append((listed.path[: -len(name)], manifest.parse(name, content)))
-        return found
-
     # -- model servers --
 
     def _tell_servers(self, units: dict[bytes, Unit]) -> None:
         """Those that are not told yet: after a release, and while the server does not answer."""
-        self._serving.trouble = ""
+        self._keep_listed(units)
         for path, unit in list(units.items()):
             if unit.state != "released" or unit.checked:
                 continue
@@ -397,6 +347,15 @@ class Follower:
                 continue
             units[path] = replace(unit, checked=True, old="")
             self._store.put_unit(self.name, units[path])
+
+    def _keep_listed(self, units: Mapping[bytes, Unit]) -> None:
+        self._serving.trouble = ""
+        try:
+            self._serving.keep_listed(units)
+        except TransferError as error:
+            self._serving.trouble = str(error)
+            self._tell_once("server", error)
+        self.state.server = self._serving.trouble
 
     def _put_back(self, unit: Unit, error: QuaymasterError) -> Unit:
         had = self._ground.has_old(unit.old.encode())
@@ -473,7 +432,10 @@ class Follower:
             return
         if unit.state != "none":
             names = [unit.path] if unit.objects.keys() != {unit.path} else [unit.path, bare(unit.path, compressed=True)]
-            for name in (name for name in names if self._ground.has(name, unit.objects.keys() != {unit.path})):
+            below = any(path.startswith(unit.path + b"/") for path in rest)
+            for name in (
+                name for name in names if not below and self._ground.has(name, unit.objects.keys() != {unit.path})
+            ):
                 self._ground.withdraw(name)
             self._say("mirror-removed", f"removed: {why}", Level.NOTICE, unit.path)
         self._store.forget_mirrored(self.name, list(unit.objects.items()), unit.path)

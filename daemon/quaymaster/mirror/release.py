@@ -50,17 +50,24 @@ class Ground:
             yield directory
 
     def finish(self, directory: int, name: bytes, final: bytes, mode: int, mtime_ns: int) -> os.stat_result:
-        """Make a verified file durable, under its final name in ``objects``."""
+        """Make a verified file durable, under its final name in ``objects``. Should a power cut take the name, that is
+        noticed at the next pass."""
         descriptor = os.open(name, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
         try:
             os.fchmod(descriptor, mode)
             os.utime(descriptor, ns=(mtime_ns, mtime_ns))
             os.fsync(descriptor)
             os.rename(name, final, src_dir_fd=directory, dst_dir_fd=directory)
-            disk.sync_directory(directory)
             return os.fstat(descriptor)
         finally:
             os.close(descriptor)
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """While a pass changes something: the service may read its configuration anew, and an earlier pass still end.
+        Raises Unreachable."""
+        with self._own(b"assembly") as assembly, disk.alone(assembly, self.path):
+            yield
 
     # -- what is there --
 
@@ -73,7 +80,7 @@ class Ground:
             return False
         return stat.S_ISDIR(status.st_mode) if directory else stat.S_ISREG(status.st_mode)
 
-    def kept(self, files: Sequence[Downloaded], released: bytes) -> set[bytes]:
+    def kept(self, files: Sequence[Downloaded]) -> set[bytes]:
         """Targets of those files that are still as they were verified: in ``objects``, or where they were released."""
         found = set()
         with self.objects() as directory:

@@ -45,6 +45,24 @@ class Serving:
                     return f"the model server would call it {name}, which is another model"
         return ""
 
+    def keep_listed(self, units: Mapping[bytes, Unit]) -> None:
+        """The entries of models that the server was told of: somebody may have written the file anew. Raises
+        TransferError."""
+        if self._mirror.ovms_config is None:
+            return
+        told = (Wanted(p, directory=True) for p, unit in units.items() if unit.state == "released" and unit.checked)
+        models = sorted(
+            {each.model for each in told if each.version and units[each.path].objects.keys() != {each.path}}
+        )
+
+        def edit(text: str) -> str:
+            for model in models:
+                text = ovms_config.with_model(text, ovms_config.model_name(model), self._base_path(model))
+            return text
+
+        if models and ovms_config.change(self._mirror.ovms_config, edit) and self._server:
+            self._server.reload()
+
     def tell(self, unit: Unit, units: Mapping[bytes, Unit]) -> None:
         """Of a unit that was released. Raises VersionRefused when the server does not take it, TransferError when it
         cannot be told now."""

@@ -87,7 +87,8 @@ class Crew(Carriers):
         self.intakes = {watch.name: self._intake(watch) for watch in config.watches.values()}
         self._noticing: list[Intake] = []
         self._workers = self.workers(self.intakes)
-        self._heads = Heads(store, self.destinations, config.service.host, emit)
+        written = {name: each for name, each in self.destinations.items() if name not in config.only_read}
+        self._heads = Heads(store, written, config.service.host, emit)
         self._scrubber = Scrubber(config, store, emit)
         self.mirrors = {
             name: MirrorService(mirror, store, self.destinations[mirror.source], self.ceilings.bounds, emit)

@@ -273,7 +273,7 @@ class Doctor:
     def _destinations(self) -> Iterator[Finding]:
         for name in self._config.destinations:
             for where, destination in places(self._config, name):
-                yield from self._tried(where, destination)
+                yield from self._tried(where, destination, name in self._config.only_read)
 
     def _mirrors(self) -> Iterator[Finding]:
         for mirror in self._config.mirrors.values():
@@ -300,10 +300,10 @@ class Doctor:
             return Finding(name, "failed", f"{text}; {mirror.disk_free >> 20:,} must stay free", "Make room there")
         return Finding(name, "ok", text)
 
-    def _tried(self, where: str, destination: Destination) -> Iterator[Finding]:
+    def _tried(self, where: str, destination: Destination, only_read: bool) -> Iterator[Finding]:
         def check() -> list[str] | QuaymasterError:
             try:
-                return destination.check()
+                return trial(destination, only_read)
             except QuaymasterError as error:
                 return error
             finally:
@@ -320,6 +320,14 @@ class Doctor:
             return
         for fact in found:
             yield Finding(where, "ok", fact)
+
+
+def trial(destination: Destination, only_read: bool) -> list[str]:
+    """Facts about a destination, after really trying it. What is only read from is not written to."""
+    if not only_read:
+        return destination.check()
+    some = next(iter(destination.listing()), None)
+    return ["it can be listed" if some else "it can be listed, and is empty"]
 
 
 def places(config: Config, name: str) -> Iterator[tuple[str, Destination]]:

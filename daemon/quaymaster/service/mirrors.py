@@ -45,7 +45,7 @@ class MirrorService:
         self._emit, self._clock, self._monotonic = emit, clock, monotonic
         self._stopping, self._wake = threading.Event(), threading.Event()
         self._cancelled = threading.Event()
-        self._looking = threading.Event()
+        self._looking, self._arrived = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._follow, name=f"follow-{mirror.name}", daemon=True)
         self.heartbeat = monotonic()
         """When it last came round (monotonic)."""
@@ -76,7 +76,7 @@ class MirrorService:
             download,
             lambda path: follower.listed(path),
             self._emit,
-            self._wake.set,
+            self._note_arrival,
         )
         takes = Rules(mirror.include, mirror.exclude).takes if mirror.include or mirror.exclude else lambda _: True
         serving = Serving(mirror, self._stopping.is_set)
@@ -84,6 +84,11 @@ class MirrorService:
             mirror, self._store, self._source, ground, downloads, serving, takes, self._emit, self._clock
         )
         return follower, downloads
+
+    def _note_arrival(self) -> None:
+        """A thread has downloaded what there was."""
+        self._arrived.set()
+        self._wake.set()
 
     # -- in the service --
 
@@ -151,12 +156,15 @@ class MirrorService:
 
     def _go_on(self) -> None:
         """Something was downloaded, a retry is due, or nothing at all has happened."""
+        if self._arrived.is_set() and not self._downloads.busy:
+            self._arrived.clear()
+            self._follower.go_on()
+        if not self._follower.state.waiting:
+            return
         due = self._store.next_retry()
         queued = self._store.counts().get(self.mirror.name, {}).get(State.QUEUED, (0, 0))[0]
         if queued or (due is not None and due <= self._clock()):
             self._downloads.wake(max(1, queued))
-        elif self._follower.state.waiting and not self._downloads.busy:
-            self._follower.go_on()
 
     # -- by a command --
 
