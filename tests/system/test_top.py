@@ -168,7 +168,7 @@ def test_status_fits_and_reads_without_colour(service: Service, tmp_path: Path) 
             shown = shown[shown.index("quaymaster 0.") :]
             assert len(shown.splitlines()) < rows
             for text in ("running", "WATCH", "DESTINATION", "large.bin", "PARKED"):
-                assert text in shown, (columns, text)
+                assert text in shown, f"{text} is not in:\n{shown}"
             assert fits(shown, columns)
             assert not COLOUR.search(on.screen(styled=True))
 

@@ -223,7 +223,9 @@ def foot(message: str, wanted: str, typing: str | None, columns: int) -> Line:
 def screen(heading: list[Line], body: list[Section], below: Line, selected: int, rows: int) -> list[Line]:
     """At most ``rows`` lines; ``selected`` counts over the rows of all sections."""
     room = max(0, rows - len(heading) - 1)
-    heights = _allot([1 + max(1, sum(row.height for row in section.rows)) for section in body], room)
+    needs = [1 + max(1, sum(row.height for row in section.rows)) for section in body]
+    apart: list[Line] = [[]] if sum(needs) + len(needs) < room else []
+    heights = _allot(needs, room)
     for _ in range(2):  # a row that does not fit leaves lines to others
         first, drawn = 0, []
         spare = room - sum(heights)
@@ -232,7 +234,7 @@ def screen(heading: list[Line], body: list[Section], below: Line, selected: int,
             spare = max(0, heights[index] + spare - len(drawn[-1]))
             first += len(section.rows)
             heights[index] = len(drawn[-1])
-    lines = [*heading, *(line for part in drawn for line in part)][: rows - 1]
+    lines = [*heading, *(line for part in drawn for line in (*apart, *part))][: rows - 1]
     lines += [[] for _ in range(rows - 1 - len(lines))]
     return [*lines, below]
 
@@ -270,7 +272,9 @@ def _window(section: Section, height: int, selected: int) -> list[Line]:
         lines.append([(f"  {section.empty}", "quiet")])
     for index in range(first, last + 1) if rows else ():
         line = rows[index].line
-        lines.append([(text, "selected") for text, _ in line] if within and index == selected else line)
+        if within and index == selected:
+            line = [("".join(text for text, _ in line), "selected")]
+        lines.append(line)
         lines += rows[index].more
     return lines[:height]
 
