@@ -47,6 +47,32 @@ def failed(number: int, wide: str = "") -> list[dict]:
     ]
 
 
+def test_mirrors_and_hooks_are_there_where_a_service_has_them() -> None:
+    now = found(1)
+    assert [section.title for section in panel.sections(now, [], "", 79, panel.ASCII)][-2:] == [
+        "WATCHES",
+        "DESTINATIONS",
+    ]
+    now["mirrors"] = [{"name": "models", "paused": None, "state": "outage", "since": now["at"] - 60, "listed": 12,
+                       "reason": "nobody answers", "server": "", "released": 1}]  # fmt: skip
+    now["hooks"] = [
+        {"name": "mail", "type": "command", "state": "failing", "confirmed": 3, "waiting": 2, "last_error": "status 1"}
+    ]
+    body = panel.sections(now, [], "", 79, panel.ASCII)
+    lines = "\n".join(text(line) for section in body for row in section.rows for line in (row.line, *row.more))
+    for wanted in (
+        "models",
+        "outage",
+        "12 objects, 1 version in place",
+        "for 1 min: nobody answers",
+        "mail",
+        "status 1",
+    ):
+        assert wanted in lines, wanted
+    (mirror,) = next(section for section in body if section.title == "MIRRORS").rows
+    assert mirror.watch == "models", "it can be paused"
+
+
 def text(line: panel.Line) -> str:
     return "".join(part for part, _ in line)
 
