@@ -28,6 +28,7 @@ ASKED = 200
 LISTENERS = 50
 WINDOW = 5.0
 ROUNDS = 4
+COMMANDS = 11
 MEDIAN, P99, COMMAND_SECONDS = 0.050, 0.200, 0.3
 COST = 0.02
 """Share of the processor time, which is what a transfer can lose by it."""
@@ -126,11 +127,10 @@ def _asked(service: Service) -> list[float]:
     return sorted(found)
 
 
-def command(service: Service) -> float:
-    """Processor seconds of the whole process, the least of some: on a machine with nothing else to do that is how long
-    it takes, and what it takes here is printed too."""
+def command(service: Service) -> list[float]:
+    """Wall seconds of the whole process, sorted: with 20 files in flight, so one processor is not idle."""
     used, taken = [], []
-    for _ in range(7):
+    for _ in range(COMMANDS):
         began, before = time.perf_counter(), os.times()
         subprocess.run(
             [*COMMAND, "status", "--config", str(service.config_file)],
@@ -139,8 +139,11 @@ def command(service: Service) -> float:
         after = os.times()
         taken.append(time.perf_counter() - began)
         used.append(after.children_user + after.children_system - before.children_user - before.children_system)
-    print(f"  quaymaster status took {min(taken) * 1000:.0f} ms or more on this machine now")
-    return min(used)
+    figures = (
+        f"{min(taken) * 1000:.0f} to {max(taken) * 1000:.0f} ms, processor {statistics.median(used) * 1000:.0f} ms"
+    )
+    print(f"  quaymaster status, {COMMANDS} times: {figures}")
+    return sorted(taken)
 
 
 def work(service: Service, threads: frozenset[int]) -> tuple[int, float, float]:
@@ -208,7 +211,9 @@ def main() -> bool:
         times = asked(service)
         good = judge("upload-status, median", statistics.median(times), MEDIAN)
         good &= judge("upload-status, p99", times[-3], P99)
-        good &= judge("quaymaster status, processor seconds", command(service), COMMAND_SECONDS)
+        good &= judge(
+            "quaymaster status, median of the wall time", statistics.median(command(service)), COMMAND_SECONDS
+        )
         alone, heard = (0, 0.0, 0.0), (0, 0.0, 0.0)
         for _ in range(ROUNDS):
             alone = added(alone, listened(service, threads, 0))

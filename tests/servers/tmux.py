@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shlex
 import shutil
@@ -12,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 PATIENCE = 60.0
+_NUMBERS = itertools.count()
 
 
 def reason_to_skip() -> str:
@@ -19,10 +21,11 @@ def reason_to_skip() -> str:
 
 
 class Terminal:
-    """A shell, which says "ended STATUS" when the command that it ran has ended."""
+    """A shell, which says "ended STATUS" when the command that it ran has ended; ``then`` is another word for it."""
 
     def __init__(self, folder: Path, columns: int, rows: int, environment: Mapping[str, str]) -> None:
-        self._command = ["tmux", "-S", str(folder / "tmux"), "-f", "/dev/null"]
+        # Each its own server: one that has just been told to end still answers for a moment.
+        self._command = ["tmux", "-S", str(folder / f"tmux-{next(_NUMBERS)}"), "-f", "/dev/null"]
         kept = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
         self._environment = {**kept, "LC_ALL": "C.UTF-8", "TERM": "xterm-256color", **environment}
         self._tmux("new-session", "-d", "-x", str(columns), "-y", str(rows), "exec env PS1= sh -i")
@@ -35,9 +38,9 @@ class Terminal:
         )
         return done.stdout
 
-    def run(self, command: Sequence[str], **environment: str) -> None:
+    def run(self, command: Sequence[str], *, then: str = "ended", **environment: str) -> None:
         assigned = " ".join(f"{name}={shlex.quote(value)}" for name, value in environment.items())
-        self._tmux("send-keys", "-l", f"clear; {assigned} {shlex.join(command)}; echo ended $?\n")
+        self._tmux("send-keys", "-l", f"clear; {assigned} {shlex.join(command)}; echo {then} $?\n")
 
     def press(self, *keys: str) -> None:
         """Named as tmux does (Enter, Down, C-c), or characters."""

@@ -301,6 +301,37 @@ def test_a_service_that_is_away_is_told_from_one_that_has_nothing_to_do(visit: O
         expect(page.locator("#watches")).to_contain_text("nothing can be changed without [api] act_token")
 
 
+def test_what_not_every_service_has_is_shown_where_it_is(visit: Open, site: Site, port: int) -> None:
+    """Mirrors, hooks and units, put into what the service says."""
+    status = site.ask("/api/v1/system/upload-status", headers=bearer(READ), port=port).json
+    status["watches"][0]["units"] = {
+        "open": 2, "complete": 0, "published": 5, "overdue": 1, "examples": [{"path": "run7", "why": "no marker"}]
+    }  # fmt: skip
+    status["mirrors"] = [
+        {"name": "models", "path": "/srv/models", "source": "bucket", "state": "outage", "reason": "nobody answers",
+         "paused": None, "last_good": status["at"] - 120, "listed": 1200, "bytes": 3 << 30, "released": 4,
+         "waiting": {"a/1": "of 3"}, "quarantined": {"b/2": "its digest differs"}, "refused": {}, "server": ""}
+    ]  # fmt: skip
+    status["hooks"] = [
+        {"name": "mail", "type": "command", "state": "failing", "confirmed": 7, "waiting": 2, "behind": 1, "parked": 0,
+         "last_error": "exit status 1"}
+    ]  # fmt: skip
+    page = visit(READ)
+    expect(flying(page)).to_be_visible()
+    assert not page.get_by_role("heading", name="Mirrors").is_visible()
+    body = f"event: status\ndata: {json.dumps(status)}\n\n"
+    page.route("**/api/v1/events", lambda route: route.fulfill(body=body, content_type="text/event-stream"))
+    page.reload()
+    mirrors, hooks = page.locator("#mirrors li"), page.locator("#hooks li")
+    for text in ("models", "outage", "1,200 objects listed (3.00 GiB)", "b/2 was not taken", "listed 2 min ago"):
+        expect(mirrors).to_contain_text(text)
+    for text in ("mail", "failing", "command · 7 told · 3 waiting", "exit status 1"):
+        expect(hooks).to_contain_text(text)
+    expect(page.locator("#watches")).to_contain_text("units: 2 open, 5 published")
+    expect(page.locator("#watches")).to_contain_text("Unit run7 is overdue: no marker.")
+    assert inaccessible(page) == []
+
+
 def test_a_page_elsewhere_can_neither_drive_nor_show_it(browser: Browser, site: Site, port: int) -> None:
     class Elsewhere(BaseHTTPRequestHandler):
         def do_GET(self) -> None:

@@ -89,7 +89,9 @@ def sections(found: Record, failed: Sequence[Record], wanted: str, columns: int,
         Section("INTERRUPTED BY THE STOP" if stopped else "IN FLIGHT", flight, "none" if stopped else nothing),
         Section("FAILED", [_failed_row(record, columns, now) for record in failed if fits(record)]),
         Section("WATCHES", [_watch_row(watch, columns, now) for watch in found["watches"]]),
+        Section("MIRRORS", [_mirror_row(mirror, columns, now) for mirror in found.get("mirrors", ())]),
         Section("DESTINATIONS", [_destination_row(to, columns, now) for to in found["destinations"]]),
+        Section("HOOKS", [_hook_row(hook, columns) for hook in found.get("hooks", ())]),
     ]
     return [section for section in made if section.rows or section.empty]
 
@@ -133,35 +135,55 @@ def _failed_row(record: Record, columns: int, now: float) -> Row:
     return Row(("job", str(record["id"])), line, more, watch=record["watch"], job=record["id"])
 
 
+_LOOKS: dict[str, Style] = {
+    "watching": "good", "polling": "good", "ok": "good", "outage": "bad", "failing": "bad", "parked": "bad",
+    "paused": "note", "degraded": "note",
+}  # fmt: skip
+
+
+def _thing_row(key: tuple[str, str], state: str, said: str, told: str, columns: int, watch: str = "") -> Row:
+    """A thing with a name, which is the second of ``key``; ``told`` is what is wrong with it."""
+    name = show.cut(show.plain(key[1]), 18)
+    line: Line = [("  " + name + " " * (19 - show.width(name)), "bold"), (f"{state:<10} ", _LOOKS.get(state, ""))]
+    line.append((show.cut(said, columns - _width(line)), ""))
+    more: list[Line] = [[(part, "")] for part in show.wrapped(told, columns - 1, 4, 2)] if told else []
+    return Row(key, line, more, watch=watch)
+
+
+def _lasted(since: float | None, told: str, now: float) -> str:
+    return f"for {show.duration(now - since)}: {told}" if since and told else told
+
+
 def _watch_row(watch: Record, columns: int, now: float) -> Row:
-    state = "paused" if watch["paused"] else watch["state"]
-    style: Style = {"outage": "bad", "paused": "note", "degraded": "note", "watching": "good", "polling": "good"}.get(
-        state, ""
-    )  # type: ignore[assignment]
     jobs = watch["jobs"]
-    numbers = [("queued", "queued"), ("waiting", "waiting"), ("parked", "parked"), ("done", "done")]
-    said = [f"{show.count(jobs[key]['jobs'])} {word}" for key, word in numbers if jobs[key]["jobs"]]
+    numbers = ("queued", "waiting", "parked", "done")
+    said = [f"{show.count(jobs[state]['jobs'])} {state}" for state in numbers if jobs[state]["jobs"]]
     if watch["seen"].get("pending"):
         said.insert(0, f"{show.count(watch['seen']['pending'])} settling")
-    name = show.cut(show.plain(watch["name"]), 18)
-    line: Line = [("  " + name + " " * (19 - show.width(name)), "bold"), (f"{state:<10} ", style)]
-    line.append((show.cut(", ".join(said) or "nothing yet", columns - _width(line)), ""))
-    lasted = f"for {show.duration(now - watch['since'])}: " if watch["reason"] and watch["since"] else ""
-    more: list[Line] = [[(part, "")] for part in show.wrapped(lasted + watch["reason"], columns - 1, 4, 2)]
-    return Row(("watch", watch["name"]), line, more if watch["reason"] else [], watch=watch["name"])
+    state = "paused" if watch["paused"] else watch["state"]
+    told = _lasted(watch["since"], watch["reason"], now)
+    return _thing_row(("watch", watch["name"]), state, ", ".join(said) or "nothing yet", told, columns, watch["name"])
+
+
+def _mirror_row(mirror: Record, columns: int, now: float) -> Row:
+    said = f"{show.count(mirror['listed'], 'object')}, {show.count(mirror['released'], 'version')} in place"
+    state = "paused" if mirror["paused"] else mirror["state"]
+    told = _lasted(mirror["since"], mirror["reason"], now) or mirror["server"]
+    return _thing_row(("mirror", mirror["name"]), state, said, told, columns, mirror["name"])
 
 
 def _destination_row(to: Record, columns: int, now: float) -> Row:
-    style: Style = "bad" if to["state"] == "failing" else "good" if to["state"] == "ok" else ""
     stored = sum(pair["stored_bytes"] for pair in to["delivered"])
     files = sum(pair["files"] for pair in to["delivered"])
     said = f"{to['type']}, {show.count(files, 'file')}, {show.size(stored)} since the start" if files else to["type"]
-    name = show.cut(show.plain(to["name"]), 18)
-    line: Line = [("  " + name + " " * (19 - show.width(name)), "bold"), (f"{to['state']:<10} ", style)]
-    line.append((show.cut(said, columns - _width(line)), ""))
-    lasted = f"for {show.duration(now - to['since'])}: " if to["error"] and to["since"] else ""
-    more: list[Line] = [[(part, "")] for part in show.wrapped(lasted + to["error"], columns - 1, 4, 2)]
-    return Row(("destination", to["name"]), line, more if to["error"] else [])
+    told = _lasted(to["since"], to["error"], now)
+    return _thing_row(("destination", to["name"]), to["state"], said, told, columns)
+
+
+def _hook_row(hook: Record, columns: int) -> Row:
+    said = f"{hook['type']}, {show.count(hook['confirmed'])} told, {show.count(hook['waiting'])} waiting"
+    told = hook["last_error"] if hook["state"] in ("failing", "parked") else ""
+    return _thing_row(("hook", hook["name"]), hook["state"], said, told, columns)
 
 
 # -- the head --
@@ -223,7 +245,9 @@ def foot(message: str, wanted: str, typing: str | None, columns: int) -> Line:
 def screen(heading: list[Line], body: list[Section], below: Line, selected: int, rows: int) -> list[Line]:
     """At most ``rows`` lines; ``selected`` counts over the rows of all sections."""
     room = max(0, rows - len(heading) - 1)
-    heights = _allot([1 + max(1, sum(row.height for row in section.rows)) for section in body], room)
+    needs = [1 + max(1, sum(row.height for row in section.rows)) for section in body]
+    apart: list[Line] = [[]] if sum(needs) + len(needs) < room else []
+    heights = _allot(needs, room)
     for _ in range(2):  # a row that does not fit leaves lines to others
         first, drawn = 0, []
         spare = room - sum(heights)
@@ -232,7 +256,7 @@ def screen(heading: list[Line], body: list[Section], below: Line, selected: int,
             spare = max(0, heights[index] + spare - len(drawn[-1]))
             first += len(section.rows)
             heights[index] = len(drawn[-1])
-    lines = [*heading, *(line for part in drawn for line in part)][: rows - 1]
+    lines = [*heading, *(line for part in drawn for line in (*apart, *part))][: rows - 1]
     lines += [[] for _ in range(rows - 1 - len(lines))]
     return [*lines, below]
 
@@ -270,7 +294,9 @@ def _window(section: Section, height: int, selected: int) -> list[Line]:
         lines.append([(f"  {section.empty}", "quiet")])
     for index in range(first, last + 1) if rows else ():
         line = rows[index].line
-        lines.append([(text, "selected") for text, _ in line] if within and index == selected else line)
+        if within and index == selected:
+            line = [("".join(text for text, _ in line), "selected")]
+        lines.append(line)
         lines += rows[index].more
     return lines[:height]
 

@@ -268,7 +268,7 @@ def _running_rows(found: Record, columns: int, now: float) -> _Rows:
         many = show.count(len(jobs), "job")
         told = f"{many} interrupted by the stop; the service goes on with them when it starts"
         return [show.wrapped(told, columns)]
-    cells = []
+    cells: list[tuple[str, ...]] = []
     for job in jobs:
         done, total = job["source_bytes"], job["size"]
         percent = f"{100 * done // total if total else 100} %" if done is not None else "-"
@@ -278,7 +278,10 @@ def _running_rows(found: Record, columns: int, now: float) -> _Rows:
         rate = f"{show.size(int(pace))}/s" if pace is not None else "-"
         of = f"{show.size(done or 0)} of {show.size(total)}"
         cells.append((str(job["id"]), job["stage"] or "-", percent, of, rate, show.plain(job["path"])))
-    lines = show.table((">JOB", "STAGE", ">DONE", ">BYTES", ">RATE", "FILE"), cells, columns)
+    header: tuple[str, ...] = (">JOB", "STAGE", ">DONE", ">BYTES", ">RATE", "FILE")
+    if columns < _NARROW:
+        header, cells = _without((3,), header), [_without((3,), row) for row in cells]
+    lines = show.table(header, cells, columns)
     return [[line] for line in lines]
 
 

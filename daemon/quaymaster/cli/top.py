@@ -197,6 +197,8 @@ class Top:
             column = 0
             for text, style in line:
                 text = show.cut(text, columns - 1 - column)
+                if style == "selected":
+                    text += " " * (columns - 1 - column - show.width(text))
                 known = text.encode(self._encoding, "backslashreplace").decode(self._encoding)
                 try:
                     self._window.addstr(number, column, known[: columns - 1 - column], self._styles[style])

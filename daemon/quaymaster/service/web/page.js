@@ -86,11 +86,12 @@ function drawTotals() {
   const rates = status.rates.source_bytes_per_second;
   const now = status.at;
   const retry = status.next_retry === null ? "" : `next try in ${duration(status.next_retry - now)}`;
-  const oldest = status.oldest_open === null ? "nothing undelivered" : `oldest ${duration(now - status.oldest_open)}`;
+  const since = status.watches.map((watch) => watch.oldest_queued).filter((at) => at !== null);
+  const oldest = since.length ? `oldest ${duration(now - Math.min(...since))}` : "";
   const notes = { queued: oldest, waiting: retry };
   const rows = TOTALS.map(([key, title]) => {
     const { jobs, bytes } = status.totals[key];
-    return [key, title, count(jobs), notes[key] && jobs ? notes[key] : size(bytes)];
+    return [key, title, count(jobs), jobs ? notes[key] || size(bytes) : "\u00a0"];
   });
   const eta = status.eta_seconds ? `empty in ${duration(status.eta_seconds)}` : status.eta_seconds === 0 ? "the queue is empty" : `15 min: ${rate(rates["15m"])}`;
   totals.show([...rows, ["rate", "Reading", rate(rates["1m"]), eta]]);

@@ -32,9 +32,12 @@ function steer(button, action, watches, did) {
   return doing(button, () => act(`/api/v1/${action}`, { watches }), () => did);
 }
 
-// -- watches --
+// -- watches, and mirrors, which are steered alike --
 
-const watches = new Rows(byId("watches"), (watch) => watch.name, (watch) => {
+const LOOKS = { watching: "ok", polling: "ok", ok: "ok", outage: "bad", failing: "bad", degraded: "note", paused: "note", parked: "note" };
+
+/** Rows of things that can be paused; `factsOf` and `whyOf` tell about one in words. */
+const steered = (list, factsOf, whyOf) => new Rows(byId(list), (watch) => watch.name, (watch) => {
   let paused = false;
   const state = make("span", { class: "state" });
   const facts = make("p", { class: "counts" });
@@ -52,9 +55,9 @@ const watches = new Rows(byId("watches"), (watch) => watch.name, (watch) => {
       show(rescan, Boolean(found.path));
       const word = paused ? "paused" : found.state;
       say(state, word);
-      mark(state, "data-state", { watching: "ok", polling: "ok", outage: "bad", degraded: "note", paused: "note" }[word] || "");
-      say(facts, of(found));
-      const why = [paused ? `Paused since ${clock(found.paused.since)} by ${found.paused.by}.` : "", found.reason].filter(Boolean).join(" ");
+      mark(state, "data-state", LOOKS[word] || "");
+      say(facts, factsOf(found));
+      const why = [paused ? `Paused since ${clock(found.paused.since)} by ${found.paused.by}.` : "", found.reason, ...whyOf(found)].filter(Boolean).join(" ");
       say(reason, why);
       show(reason, Boolean(why));
     },
@@ -63,7 +66,22 @@ const watches = new Rows(byId("watches"), (watch) => watch.name, (watch) => {
 
 let now = 0;
 
-function of(watch) {
+const watches = steered("watches", ofWatch, (watch) => (watch.units?.examples || []).map((unit) => `Unit ${unit.path} is overdue: ${unit.why}.`));
+const mirrors = steered("mirrors", ofMirror, (mirror) => [
+  ...Object.entries(mirror.quarantined).map(([version, why]) => `${version} was not taken: ${why}.`),
+  ...Object.entries(mirror.refused).map(([key, why]) => `${key} is refused: ${why}.`),
+  mirror.server,
+]);
+
+function ofMirror(mirror) {
+  const facts = [`from ${mirror.source}`, `${many(mirror.listed, "object")} listed (${size(mirror.bytes)})`, `${many(mirror.released, "version")} in place`];
+  const waiting = Object.keys(mirror.waiting).length;
+  if (waiting) facts.push(`${many(waiting, "version")} not whole yet`);
+  facts.push(mirror.last_good ? `listed ${duration(now - mirror.last_good)} ago` : "not listed yet");
+  return facts.join(" · ");
+}
+
+function ofWatch(watch) {
   const { queued, running, waiting, parked, done } = watch.jobs;
   const facts = [];
   if (watch.seen.pending) facts.push(`${count(watch.seen.pending)} settling`);
@@ -73,6 +91,8 @@ function of(watch) {
   if (parked.jobs) facts.push(`${count(parked.jobs)} parked`);
   facts.push(`${count(done.jobs)} delivered (${size(done.bytes)})`);
   if (watch.seen.refused) facts.push(`${many(watch.seen.refused, "file")} not taken`);
+  const units = watch.units;
+  if (units) facts.push(`units: ${["open", "complete", "published"].filter((name) => units[name]).map((name) => `${count(units[name])} ${name}`).join(", ") || "none yet"}`);
   return facts.join(" · ");
 }
 
@@ -100,6 +120,26 @@ const destinations = new Rows(byId("destinations").tBodies[0], (to) => to.name, 
 function sum(list, name) {
   return list.reduce((total, item) => total + item[name], 0);
 }
+
+// -- hooks --
+
+const hooks = new Rows(byId("hooks"), (hook) => hook.name, (hook) => {
+  const state = make("span", { class: "state" });
+  const facts = make("p", { class: "counts" });
+  const reason = make("p", { class: "reason" });
+  return {
+    node: make("li", {}, make("div", { class: "head" }, make("h3", {}, nameOf(hook.name)), state), facts, reason),
+    update(found) {
+      say(state, found.state);
+      mark(state, "data-state", LOOKS[found.state] || "");
+      const told = [found.type, `${count(found.confirmed)} told`, found.waiting + found.behind ? `${count(found.waiting + found.behind)} waiting` : "", found.parked ? `${count(found.parked)} given up` : ""];
+      say(facts, told.filter(Boolean).join(" · "));
+      const failing = found.state === "failing" || found.state === "parked";
+      say(reason, failing ? found.last_error : "");
+      show(reason, failing && Boolean(found.last_error));
+    },
+  };
+});
 
 // -- limits --
 
@@ -140,6 +180,11 @@ export function draw(status) {
   watches.show(status.watches);
   show(byId("watches-empty"), status.watches.length === 0);
   say(byId("watches-empty"), "No watch is configured.");
+  for (const [name, rows] of [["mirrors", mirrors], ["hooks", hooks]]) {
+    const found = status[name] || [];
+    rows.show(found);
+    show(byId(name).closest("section"), found.length > 0);
+  }
   destinations.show(status.destinations);
   const none = status.destinations.length === 0;
   show(byId("destinations"), !none);
