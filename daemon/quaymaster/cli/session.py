@@ -130,6 +130,11 @@ class WordLeftOut(click.Group):
             at += 2 if args[at] == "--config" else 1
         first = args[at] if at < len(args) else ""
         asked = at == len(args) and ctx.resilient_parsing  # by a shell, what may come here
-        if not asked and at <= len(args) and first not in (*self.commands, "-h", "--help") and (word := self.implied(first)):
+        if (
+            not asked
+            and at <= len(args)
+            and first not in (*self.commands, "-h", "--help")
+            and (word := self.implied(first))
+        ):
             args.insert(at, word)
         return super().parse_args(ctx, args)
