@@ -11,7 +11,7 @@ TESTS ?= $(wildcard tests/unit tests/contract tests/system tests/network tests/b
 PYTEST_ARGS ?=
 BENCH ?=
 # Most tests wait more than they compute. WORKERS=0 runs them one by one.
-WORKERS ?= $(shell echo $$(( $$(nproc) + 1 )))
+WORKERS ?= $(shell echo $$(( $$(nproc) + 2 )))
 
 .PHONY: help setup setup-dev demo test lint soak bench package fresh clean
 

@@ -82,3 +82,17 @@ def test_a_slow_and_a_dead_destination_hold_up_no_other_and_get_everything_in_th
             assert (home.archive / "slow" / name).read_bytes() == data
         assert not any((home.landing / name).exists() for name in content)
         assert not home.leftovers()
+
+
+def test_a_bandwidth_for_all_makes_none_of_them_slow(home: Home, serve: Callable[..., Service]) -> None:
+    """Each would wait for longer than one destination may hold up the others."""
+    places = [f'[destination.{n}]\ntype = "directory"\npath = {quoted(home.archive / n)}' for n in ("one", "other")]
+    for name in ("one", "other"):
+        (home.archive / name).mkdir()
+    service = serve(home.config('destinations = ["one", "other"]', "\n".join(places), limits='bandwidth = "1MiB/s"'))
+    content = os.urandom(10 * MIB)
+    home.land("large", content)
+    service.until_done(1, timeout=120)
+    assert home.arrived() == {b"one/large": content, b"other/large": content}
+    assert [job.attempts for job in service.jobs()] == [0]
+    assert service.lines("slowly") == []

@@ -179,6 +179,14 @@ class Traffic:
         """The same upload, held to the rate of its destination and to that of all."""
         return _LimitedUpload(upload, self._meters(destination), cancelled)
 
+    def limited_apart(self, upload: Upload, destination: str, cancelled: Callable[[], bool]) -> Upload:
+        """The same, held to the rate of its destination alone."""
+        return _LimitedUpload(upload, self._meters(destination)[1:], cancelled)
+
+    def limited_together(self, upload: Upload, cancelled: Callable[[], bool]) -> Upload:
+        """The same, held to the rate of all destinations together."""
+        return _LimitedUpload(upload, [self.total], cancelled)
+
     def take(self, destination: str, amount: int, cancelled: Callable[[], bool]) -> None:
         """Return when ``amount`` bytes may come from there. Raises Cancelled."""
         for meter in self._meters(destination):

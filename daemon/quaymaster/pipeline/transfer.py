@@ -326,7 +326,12 @@ class Transfer:
         )
         if self._several:
             self.bounds.rests.enter(leg.name)
-        leg.upload = Apart(lambda: self._open(leg, put), leg.name) if len(self._legs) > 1 else self._open(leg, put)
+        traffic = self.bounds.traffic
+        if len(self._legs) == 1:
+            leg.upload = traffic.limited(self._open(leg, put), leg.name, self._in_turn)
+        else:  # waiting for the rate of all is no slowness of one: it is done before
+            own = Apart(lambda: traffic.limited_apart(self._open(leg, put), leg.name, self._in_turn), leg.name)
+            leg.upload = traffic.limited_together(own, self._in_turn)
 
     def _open(self, leg: _Leg, put: Put) -> Upload:
         """Go on with what an earlier run has begun, or begin."""
@@ -335,7 +340,7 @@ class Transfer:
                 put, leg.token = replace(put, resume=token), token
             elif leg.destination.abandon(token):  # else the sweep does, when the destination answers
                 self.store.end_upload(self.job.id, leg.name, token)
-        return self.bounds.traffic.limited(leg.destination.begin(put), leg.name, self._in_turn)
+        return leg.destination.begin(put)
 
     def _target(self, name: str, compression: Compression) -> tuple[str, Stored | None]:
         """The key at a destination and, when an older version of ours has it, the object to replace (PRODUCT W8)."""
