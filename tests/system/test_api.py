@@ -599,7 +599,7 @@ def test_events_tell_what_happens_and_begin_with_the_status(site: Site) -> None:
 
             return look
 
-        until(has(b"event: status\n", b"text/event-stream"))
+        until(has(b"event: status\n", b"text/event-stream", b"event: health\n", b'"status":"ok"'))
         site.land("told")
         until(has(b"event: delivered\n", b'"path":"told"'))
         statuses = heard.count(b"event: status\n")
