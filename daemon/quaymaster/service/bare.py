@@ -80,6 +80,7 @@ def to_look(pair: Pair, environ: Mapping[str, str]) -> Config:
         "ignored": _without(directory, state), "include": (), "exclude": (), "marker": None, "sentinel": None,
         "hang_after": values.HANG_AFTER, "hard_links": False, "after": "keep", "settle": None,
         "settle_closed": values.SETTLE_CLOSED, "settle_per_gib": values.SETTLE_PER_GIB,
+        "unit": None, "unit_depth": 1, "unit_pattern": None, "upload": "file",
     }  # fmt: skip
     disabled = _is_true(environ.get("QUAYMASTER_DISABLE_COMPRESSION", ""))
     host, files, parts = values.host_name(), values.FILES, values.PARTS

@@ -19,6 +19,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 from quaymaster import __version__
+from quaymaster.config.runs import Layout
 from quaymaster.errors import QuaymasterError
 from quaymaster.intake.footing import Memory
 from quaymaster.intake.scan import Rules
@@ -35,7 +36,8 @@ if TYPE_CHECKING:
 _VARIABLES = ("QUAYMASTER_DISABLE_COMPRESSION", "STATE_DIRECTORY", "CACHE_DIRECTORY", "QUAYMASTER_CONFIG")
 _FIELDS = (
     "name", "path", "include", "exclude", "ignored", "marker", "sentinel", "hang_after", "hard_links", "after",
-    "settle", "settle_closed", "settle_per_gib", "destinations", "key",
+    "settle", "settle_closed", "settle_per_gib", "destinations", "key", "unit", "unit_depth", "unit_pattern",
+    "upload",
 )  # fmt: skip
 """Of a watch: what decides which files are taken, whether it is where it was, and where its copies are."""
 
@@ -96,7 +98,9 @@ def _noted(watch: Watch) -> dict[str, Any]:
 
 def _looked_watch(fields: Mapping[str, Any]) -> Looked:
     compress = fields["compress"]
-    return Looked({**fields, "compress": compress and Looked(compress)})
+    layout = Layout.of(fields["unit_depth"], fields["unit_pattern"])
+    unit_of = layout.unit_of if fields["unit"] else lambda path: None
+    return Looked({**fields, "compress": compress and Looked(compress), "unit_of": unit_of})
 
 
 def key_of(config_path: str, environ: Mapping[str, str]) -> str:

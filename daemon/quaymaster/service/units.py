@@ -162,7 +162,17 @@ class Keeper:
                 self._store.units.wait(unit, f"it cannot be looked after now ({error.strerror})")
             took = self._monotonic() - began
             least = _PUBLISHED_AGAIN if unit.state is UnitState.PUBLISHED else 0.0
-            self._next[unit.id] = self._monotonic() + max(least, _REST * took)
+            # One that goes on is not kept waiting: what takes long is looking at it in vain.
+            rest = 0.0 if unit.publishing or self._went_on(unit) else _REST * took
+            self._next[unit.id] = self._monotonic() + max(least, rest)
+
+    def _went_on(self, unit: Unit) -> bool:
+        now = self._store.units.get(unit.watch, unit.path)
+        return now is None or (now.state, now.publishing, now.released) != (
+            unit.state,
+            unit.publishing,
+            unit.released,
+        )
 
     def _sweep(self) -> None:
         """Remove lists that will not travel any more."""

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import resource
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from quaymaster.model import Compression, Digests, FileVersion, Identity, Proof, State, Stored, published_as
+from quaymaster.pipeline.manifest import write
 from quaymaster.store import Contents, Filter, Store, Unit, UnitState
 
 NOTHING = Contents(0, 0, 0, "d")
@@ -91,6 +94,32 @@ def test_a_unit_holds_the_newest_copy_of_each_of_its_files(store: Store) -> None
     found = [(d.proof.version.path, d.proof.version.identity.mtime_ns) for d in store.units.delivered(unit(store), "d")]
     assert found == [(b"run/a", 2), (b"run/b", 1), (b"run/sub/c", 1)]
     assert list(store.units.delivered(unit(store), "elsewhere")) == []
+
+
+@pytest.mark.parametrize(
+    "number",
+    [5_000, pytest.param(1_000_000, marks=[pytest.mark.soak, pytest.mark.timeout(3600)])],
+    ids=["thousands", "a million"],
+)
+def test_a_large_unit_is_listed_within_its_bounds(store: Store, tmp_path: Path, number: int) -> None:
+    """Memory does not grow with the number of files, neither for the manifest nor for the questions before it."""
+    digests = Digests(10, "0" * 64)
+    for start in range(0, number, 1000):
+        land(store, *(b"run/%08d" % n for n in range(start, start + 1000)))
+        jobs = store.claim(1000)
+        keys = [job.version.path.decode() for job in jobs]
+        proofs = [
+            Proof(job.id, job.version, "d", digests, digests, Compression.NONE, "", Stored(key, 10), 1.0)
+            for job, key in zip(jobs, keys, strict=True)
+        ]
+        store.deliver_all(proofs, disposal="kept")
+    assert store.units.complete(unit(store), "by")
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert list(store.units.undelivered(unit(store), 1)) == []
+    written = write(os.fsencode(tmp_path), unit(store), "h", "d", store.units.delivered(unit(store), "d"), [])
+    assert written is not None
+    assert written.contents.files == number
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 64 << 10  # KiB
 
 
 def test_a_delivered_file_that_waits_for_its_disposal_is_not_undelivered(store: Store) -> None:
