@@ -160,6 +160,7 @@ class Follower:
         self._fetch_and_release(pending, units, waiting)
         self._tell_servers(units)
         self._remove(units, self._older(units))
+        self._drop_useless(pending, units)
         self._ground.clear_old(self._mirror.keep_old)
         state.waiting, state.refused = _some(waiting), _some(refused)
         state.quarantined = _some({shown(u.path): u.error for u in units.values() if u.refused})
@@ -237,7 +238,7 @@ class Follower:
             if not lacking:
                 ready.append((wanted, files))
         held = self._store.want(self.name, missing)
-        self._store.unlisted(self.name, set(self._plan.keys))
+        self._store.unlisted(self.name, {path for wanted in pending for path in wanted.objects})
         if missing:
             queued = self._store.counts().get(self.name, {}).get(State.QUEUED, (0, 0))[0]
             self._downloads.wake(queued)
@@ -439,6 +440,15 @@ class Follower:
             self._say("mirror-removed", f"removed: {why}", Level.NOTICE, unit.path)
         self._store.forget_mirrored(self.name, list(unit.objects.items()), unit.path)
         del units[unit.path]
+
+    def _drop_useless(self, pending: Sequence[Wanted], units: Mapping[bytes, Unit]) -> None:
+        """What was downloaded for a version that was refused, or that newer ones have made superfluous."""
+        used = {pair for unit in units.values() for pair in unit.objects.items()}
+        used |= {pair for wanted in pending for pair in wanted.tags().items()}
+        useless = [each for pair, each in self._store.downloaded(self.name).items() if pair not in used]
+        if useless:
+            self._ground.drop([each.job for each in useless])
+            self._store.forget_mirrored(self.name, [(each.path, each.tag) for each in useless])
 
     def _clear_once(self) -> None:
         """After a start: what nobody will go on with is removed."""
