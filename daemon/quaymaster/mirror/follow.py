@@ -283,6 +283,8 @@ class Follower:
             still = self._seen.get(wanted.path, ("", 0))[1] >= _STILL
             Whole(self._mirror, self._plan, self._ground, had).require(wanted, files, still=still)
         except IntegrityError as error:
+            if not still:  # it may just be on its way: the new files before their manifest
+                raise NotYet(f"{error}; it is refused if it is the same in the next listing") from None
             return self._refuse(wanted, known, str(error))
         now = replace(known or Unit(wanted.path, "none"), gone_since=None)
         went_on = now.state == "releasing" and self._ground.went_on(files, now.old.encode())
@@ -444,7 +446,8 @@ class Follower:
     def _drop_useless(self, pending: Sequence[Wanted], units: Mapping[bytes, Unit]) -> None:
         """What was downloaded for a version that was refused, or that newer ones have made superfluous."""
         used = {pair for unit in units.values() for pair in unit.objects.items()}
-        used |= {pair for wanted in pending for pair in wanted.tags().items()}
+        left = (w for w in pending if w.path not in units or units[w.path].refused != self._fingerprint(w))
+        used |= {pair for wanted in left for pair in wanted.tags().items()}
         useless = [each for pair, each in self._store.downloaded(self.name).items() if pair not in used]
         if useless:
             self._ground.drop([each.job for each in useless])
