@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,7 @@ def released(home: Home) -> dict[str, bytes]:
         names[:] = [name for name in names if not name.startswith(".qm-")]
         for name in files:
             path = os.path.join(folder, name)
-            with open(path, "rb") as file:
+            with suppress(FileNotFoundError), open(path, "rb") as file:  # removed at this moment
                 found[os.path.relpath(path, root)] = file.read()
     return found
 

@@ -96,6 +96,7 @@ def test_a_content_that_its_manifest_or_metadata_denies_is_never_released(home: 
     assert released(home) == {}
     assert "is not what its manifest says" in told["quarantined"]["bad/1"]
     assert set(told["waiting"]) == {"lying/1", "bomb/1"}
+    assert not [name for name in hidden(home, "objects") if name.endswith(".file")]
     code, told, _ = once(home, config(home, bucket))
     assert released(home) == {}
 

@@ -6,7 +6,7 @@ import base64
 import hashlib
 import itertools
 import string
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -149,20 +149,16 @@ class Objects:
         self._bucket_seen = True
 
     @contextmanager
-    def read(self, stored: Stored, at_once: int = 1, start: int = 0) -> Iterator[Reading]:
+    def read(self, stored: Stored, at_once: int = 1) -> Iterator[Reading]:
         """In one request, or in ranges that are fetched ahead: those of one ETag are of one object."""
-        if start:
-            ranges = range(start, stored.size, RANGE)
-            with closing(in_order(lambda at: self._range(stored, at), ranges, at_once)) as rest:
-                yield Reading(stored, (piece for part in rest for piece in pieces_of(part)))
-        elif stored.size <= (RANGE if at_once > 1 else PIECE):
+        if stored.size <= (RANGE if at_once > 1 else PIECE):
             found, body = self._fetched(stored, 0, stored.size)
             yield Reading(found, self._checked(pieces_of(body), stored))
-        elif at_once > 1 and stored.etag and (first := self._start(stored)):
+        elif at_once > 1 and stored.etag and (start := self._start(stored)):
             rest = in_order(lambda at: self._fetched(stored, at, RANGE)[1], range(RANGE, stored.size, RANGE), at_once)
             with closing(rest):
-                parts = itertools.chain([first[1]], rest)
-                yield Reading(first[0], self._checked((piece for part in parts for piece in pieces_of(part)), stored))
+                parts = itertools.chain([start[1]], rest)
+                yield Reading(start[0], self._checked((piece for part in parts for piece in pieces_of(part)), stored))
         else:
             answer = self._get(stored, {})
             with closing(answer["Body"]) as body:
@@ -174,6 +170,9 @@ class Objects:
             return self._fetched(stored, 0, RANGE)
         except _WholeError:
             return None
+
+    def parts(self, stored: Stored, start: int, at_once: int) -> Generator[bytes, None, None]:
+        return in_order(lambda at: self._range(stored, at), range(start, stored.size, RANGE), at_once)
 
     def _range(self, stored: Stored, at: int) -> bytes:
         if not stored.etag:

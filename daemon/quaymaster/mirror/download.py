@@ -12,10 +12,12 @@ from __future__ import annotations
 import base64
 import hashlib
 import os
+import threading
 import zlib
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, closing, suppress
 from dataclasses import dataclass, replace
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 from quaymaster.destinations import disk
@@ -43,10 +45,10 @@ if TYPE_CHECKING:
     from quaymaster.config import Mirror
     from quaymaster.destinations.s3 import S3
 
-AT_ONCE = 4
-"""Ranges of one object under way or not yet written."""
-_STRIDE = 8 << 20
-"""Bytes after which the disk is set to work."""
+AT_ONCE = 8
+"""Ranges of one object under way or not yet written; one, when there is no memory for more."""
+_HASHED = 2
+"""Ranges that wait to be hashed, beside those."""
 _ADVICE = "It is downloaded anew; if it stays so, look at what was uploaded"
 
 Progress = Callable[[int, int], None]
@@ -138,7 +140,7 @@ class Download:
         except NotSupported:  # this server knows no ranges
             os.ftruncate(part, 0)
             checks = _Checks(now, told, self.mirror.trust_etag)
-            self._read(part, now, 0, checks, progress)
+            self._read(part, now, 0, checks, progress, whole=True)
         return checks
 
     def _resumed(self, part: int, now: Stored, checks: _Checks) -> int:
@@ -151,25 +153,24 @@ class Download:
             checks.update(piece)
         return length
 
-    def _read(self, part: int, now: Stored, start: int, checks: _Checks, progress: Progress) -> None:
+    def _read(
+        self, part: int, now: Stored, start: int, checks: _Checks, progress: Progress, *, whole: bool = False
+    ) -> None:
         """Bytes from ``start`` on go to the end of the file. The memory for ranges is asked for first."""
         if start == now.size and start:
             return
-        lent = self.bounds.memory.lend(min(now.size, AT_ONCE * RANGE), self.cancelled)
-        plain = replace(now, checksum="")
-        written = begun = start
+        least, most = (min(now.size, (ranges + _HASHED) * RANGE) for ranges in (1, AT_ONCE))
+        memory = self.bounds.memory.lend(least, self.cancelled, most)
+        written = start
         try:
-            with lent, self.source.read(plain, AT_ONCE, start) as pieces:
+            with memory as lent, self._pieces_of(now, start, whole, lent) as pieces, closing(_Beside(checks)) as beside:
                 for piece in pieces:
                     self._go_on()
                     self.bounds.traffic.take(self.source.name, len(piece), self.cancelled)
+                    beside.update(piece)
                     _write(part, piece, written)
-                    checks.update(piece)
                     written += len(piece)
                     progress(0, written)
-                    if written - begun >= _STRIDE:
-                        disk.begin_writing(part, begun, written - begun)
-                        begun = written
         except NotSupported:
             raise
         except (Conflict, PermanentError) as error:
@@ -178,6 +179,12 @@ class Download:
             raise SourceChanged(f"{now.key} has changed under way ({error.message})", "") from None
         if written != now.size:
             raise IntegrityError(f"{now.key} came to {written:,} bytes instead of {now.size:,}", _ADVICE)
+
+    def _pieces_of(self, now: Stored, start: int, whole: bool, memory: int) -> AbstractContextManager[Iterable[bytes]]:
+        if whole:
+            return self.source.read(replace(now, checksum=""))
+        at_once = min(AT_ONCE, max(1, memory // RANGE - _HASHED))
+        return closing(self.source.parts(now, start, at_once))
 
     def _is_as_before(self, then: Stored) -> bool:
         now = self.source.stat(then.key)
@@ -210,6 +217,31 @@ class Download:
     def _go_on(self) -> None:
         if self.cancelled():
             raise Cancelled
+
+
+class _Beside:
+    """Hashes on a thread of its own: that takes as long as the rest of what is done with bytes that came."""
+
+    def __init__(self, checks: _Checks) -> None:
+        self._checks = checks
+        self._waiting: SimpleQueue[bytes | None] = SimpleQueue()
+        self._room = threading.Semaphore(_HASHED)
+        self._thread = threading.Thread(target=self._run, name="hash", daemon=True)
+        self._thread.start()
+
+    def update(self, piece: bytes) -> None:
+        self._room.acquire()
+        self._waiting.put(piece)
+
+    def close(self) -> None:
+        """Everything is hashed when this returns."""
+        self._waiting.put(None)
+        self._thread.join()
+
+    def _run(self) -> None:
+        while (piece := self._waiting.get()) is not None:
+            self._checks.update(piece)
+            self._room.release()
 
 
 class _Checks:

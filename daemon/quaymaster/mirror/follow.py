@@ -161,6 +161,7 @@ class Follower:
         self._fetch_and_release(pending, units, waiting)
         self._tell_servers(units)
         self._remove(units, self._older(units))
+        self._drop_useless(pending, units)
         self._ground.clear_old(self._mirror.keep_old)
         state.waiting, state.refused = _some(waiting), _some(refused)
         state.quarantined = _some({shown(u.path): u.error for u in units.values() if u.refused})
@@ -238,7 +239,7 @@ class Follower:
             if not lacking:
                 ready.append((wanted, files))
         held = self._store.want(self.name, missing)
-        self._store.unlisted(self.name, set(self._plan.keys))
+        self._store.unlisted(self.name, {path for wanted in pending for path in wanted.objects})
         if missing:
             queued = self._store.counts().get(self.name, {}).get(State.QUEUED, (0, 0))[0]
             self._downloads.wake(queued)
@@ -283,6 +284,8 @@ class Follower:
             still = self._seen.get(wanted.path, ("", 0))[1] >= _STILL
             Whole(self._mirror, self._plan, self._ground, had).require(wanted, files, still=still)
         except IntegrityError as error:
+            if not still:  # it may just be on its way: the new files before their manifest
+                raise NotYet(f"{error}; it is refused if it is the same in the next listing") from None
             return self._refuse(wanted, known, str(error))
         now = replace(known or Unit(wanted.path, "none"), gone_since=None)
         went_on = now.state == "releasing" and self._ground.went_on(files, now.old.encode())
@@ -440,6 +443,16 @@ class Follower:
             self._say("mirror-removed", f"removed: {why}", Level.NOTICE, unit.path)
         self._store.forget_mirrored(self.name, list(unit.objects.items()), unit.path)
         del units[unit.path]
+
+    def _drop_useless(self, pending: Sequence[Wanted], units: Mapping[bytes, Unit]) -> None:
+        """What was downloaded for a version that was refused, or that newer ones have made superfluous."""
+        used = {pair for unit in units.values() for pair in unit.objects.items()}
+        left = (w for w in pending if w.path not in units or units[w.path].refused != self._fingerprint(w))
+        used |= {pair for wanted in left for pair in wanted.tags().items()}
+        useless = [each for pair, each in self._store.downloaded(self.name).items() if pair not in used]
+        if useless:
+            self._ground.drop([each.job for each in useless])
+            self._store.forget_mirrored(self.name, [(each.path, each.tag) for each in useless])
 
     def _clear_once(self) -> None:
         """After a start: what nobody will go on with is removed."""

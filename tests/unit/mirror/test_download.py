@@ -18,7 +18,7 @@ import zstandard
 from quaymaster.config import Mirror
 from quaymaster.config.bandwidth import Bandwidth
 from quaymaster.destinations.base import Reading
-from quaymaster.errors import IntegrityError, OutOfSpace, SourceChanged, Unreachable
+from quaymaster.errors import IntegrityError, NotSupported, OutOfSpace, SourceChanged, Unreachable
 from quaymaster.mirror.download import Download
 from quaymaster.mirror.plan import Listed, tag_of
 from quaymaster.mirror.release import Ground
@@ -37,22 +37,25 @@ class Source:
 
     def __init__(self, content: bytes, stored: Stored) -> None:
         self.content, self.stored = content, stored
+        self.ranges = True
         self.breaks_at, self.starts = len(content) + 1, list[int]()
 
     def stat(self, key: str) -> Stored | None:
         return self.stored
 
-    @contextmanager
-    def read(self, stored: Stored, at_once: int = 1, start: int = 0) -> Iterator[Reading]:
+    def parts(self, stored: Stored, start: int, at_once: int) -> Iterator[bytes]:
         self.starts.append(start)
+        if not self.ranges:
+            raise NotSupported("no ranges")
+        for at in range(start, len(self.content), 1000):
+            if at >= self.breaks_at:
+                raise Unreachable("the connection ended")
+            yield self.content[at : at + 1000]
 
-        def pieces() -> Iterator[bytes]:
-            for at in range(start, len(self.content), 1000):
-                if at >= self.breaks_at:
-                    raise Unreachable("the connection ended")
-                yield self.content[at : at + 1000]
-
-        yield Reading(stored, pieces())
+    @contextmanager
+    def read(self, stored: Stored, at_once: int = 1) -> Iterator[Reading]:
+        self.starts.append(-1)
+        yield Reading(stored, iter([self.content[:500], self.content[500:]]))
 
 
 class Scene:
@@ -103,6 +106,13 @@ def test_what_came_before_a_crash_is_not_fetched_again(scene: Callable[..., Scen
     assert s.run() == (s.content, "etag-md5")
     assert s.source.starts == [0, 9_000]
     assert s.left() == ["7.file"]
+
+
+def test_a_server_without_ranges_sends_it_whole(scene: Callable[..., Scene]) -> None:
+    s = scene()
+    s.source.ranges = False
+    assert s.run()[0] == s.content
+    assert s.source.starts == [0, -1]
 
 
 def test_after_a_power_cut_it_begins_anew(scene: Callable[..., Scene]) -> None:
