@@ -111,7 +111,7 @@ def _read(path: str, environ: Mapping[str, str], machine: Machine | None) -> tup
     tables.look_at_profiles()
     disabled = _compression_disabled(environ, problems)
     rules.check(service, destinations, watches, mirrors, problems)
-    rules.check_hooks(hooks, watches, problems)
+    rules.check_hooks(hooks, watches, mirrors, problems)
     config = Config(
         service=service,
         limits=limits,

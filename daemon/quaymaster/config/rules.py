@@ -61,13 +61,16 @@ def check(
     _watches(real, watches, destinations, directories, own["staging_dir"], problems)
 
 
-def check_hooks(hooks: Mapping[str, Hook], watches: Mapping[str, Watch], problems: Problems) -> None:
+def check_hooks(
+    hooks: Mapping[str, Hook], watches: Mapping[str, Watch], mirrors: Mapping[str, Mirror], problems: Problems
+) -> None:
     """Hooks and watches that name each other exist, and what one waits for can come."""
+    known = [*watches, *mirrors]
     for name, hook in hooks.items():
         for index, watch in enumerate(hook.watches):
-            if watch not in watches:
-                advice = f"there are {', '.join(watches)}" if watches else "there is none"
-                problems.add(("hook", name, "watches", index), f"there is no watch {quoted(watch)}; {advice}")
+            if watch not in known:
+                advice = f"there are {', '.join(known)}" if known else "there is none"
+                problems.add(("hook", name, "watches", index), f"there is no watch or mirror {quoted(watch)}; {advice}")
     for name, found in watches.items():
         for index, wanted in enumerate(found.after_hooks):
             keys = ("watch", name, "after_hooks", index)

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from quaymaster.errors import IntegrityError
+from quaymaster.model import watch_of
 from quaymaster.store import custody
 from quaymaster.store.db import Database, Transaction
 
@@ -53,9 +54,11 @@ class Wants:
 
     def events(self, fields: Mapping[str, Any]) -> list[str]:
         """Which of them a custody entry is: none, one, or for a file that is parked because its bytes differ two."""
-        if self.watches and fields.get("watch") not in self.watches:
+        name, kind = str(fields.get("watch", "")), str(fields.get("kind"))
+        if self.watches and watch_of(name) not in self.watches:
             return []
-        kind = str(fields.get("kind"))
+        if kind == "delivered" and name != watch_of(name):
+            return []  # a list of a unit: "unit-complete" tells of it
         found = [_EVENTS[kind]] if kind in _EVENTS else []
         if kind in ("parked", "waiting") and fields.get("code") == IntegrityError.code:
             found.append("integrity-failure")

@@ -40,7 +40,7 @@ def test_a_command_and_a_webhook(site) -> None:
         ('on = ["parked"]\nurl = "ftp://h/"', "[hook.h] url: is not a URL"),
         ('on = ["parked"]\nurl = "https://me:pass@h/"', "holds a user or password"),
         ('on = ["parked"]\ncommand = ["/x"]\nsecret = "s"', "has secret or ca_file, which are for url"),
-        ('on = ["parked"]\ncommand = ["/x"]\nwatches = ["v"]', 'there is no watch "v"; there are w'),
+        ('on = ["parked"]\ncommand = ["/x"]\nwatches = ["v"]', 'there is no watch or mirror "v"; there are w'),
     ],
 )
 def test_what_is_wrong_is_one_line_that_says_what_to_do(site, hook: str, told: str) -> None:

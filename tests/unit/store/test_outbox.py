@@ -261,3 +261,13 @@ def test_subjects_are_files_units_and_parts() -> None:
     assert outbox.subject({"watch": "w", "path_hex": "61"}) != outbox.subject({"watch": "v", "path_hex": "61"})
     assert outbox.subject({"watch": "w", "unit": "r", "path_hex": "61"}) == outbox.subject({"watch": "w", "unit": "r"})
     assert outbox.subject({"destination": "d"}) != outbox.subject({"watch": "d"})
+
+
+def test_the_lists_of_units_are_not_told_as_files_but_when_one_is_stuck_it_is() -> None:
+    """They travel under a name of their own; "unit-complete" tells of them."""
+    wants = Wants(["delivered", "parked", "unit-complete"], ["runs"])
+    assert wants.events({"kind": "delivered", "watch": "runs"}) == ["delivered"]
+    assert wants.events({"kind": "delivered", "watch": "runs@archive"}) == []
+    assert wants.events({"kind": "parked", "watch": "runs@archive"}) == ["parked"]
+    assert wants.events({"kind": "unit-published", "watch": "runs"}) == ["unit-complete"]
+    assert wants.events({"kind": "delivered", "watch": "others"}) == []
