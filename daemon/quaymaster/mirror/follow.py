@@ -22,8 +22,7 @@ from quaymaster.mirror.serving import Serving
 from quaymaster.mirror.whole import NotYet, Whole
 from quaymaster.mirror.works import Downloads
 from quaymaster.model import Emit, Event, FileVersion, Identity, Job, Level, State, Stored, shown
-from quaymaster.store import Downloaded, Store
-from quaymaster.store.mirrors import Unit
+from quaymaster.store import Downloaded, MirrorUnit, Store
 
 if TYPE_CHECKING:
     from quaymaster.config import Mirror
@@ -81,7 +80,7 @@ class Follower:
         self._prefix = f"{mirror.prefix.rstrip('/')}/" if mirror.prefix else ""
         self._seen: dict[bytes, tuple[str, int]] = {}
         self._digest = b""
-        self._settled: dict[bytes, Unit] | None = None
+        self._settled: dict[bytes, MirrorUnit] | None = None
         """How everything stood when nothing was left to do; None: something is."""
         self._cleared = False
         self._told: set[tuple[str, str]] = set()
@@ -136,7 +135,7 @@ class Follower:
         self._seen = {path: seen for path, seen in self._seen.items() if path in self._plan.units}
         self.state.listed, self.state.bytes = len(objects), sum(each.size for each in objects)
 
-    def _all_there(self, units: Mapping[bytes, Unit]) -> bool:
+    def _all_there(self, units: Mapping[bytes, MirrorUnit]) -> bool:
         return all(
             self._in_place(wanted)
             for path, wanted in self._plan.units.items()
@@ -147,7 +146,7 @@ class Follower:
         names = {wanted.path} if wanted.directory else {wanted.path, bare(wanted.path, compressed=True)}
         return any(self._ground.has(name, wanted.directory) for name in names)
 
-    def _go_on(self, units: dict[bytes, Unit]) -> None:
+    def _go_on(self, units: dict[bytes, MirrorUnit]) -> None:
         state = self.state
         waiting, refused = dict[str, str](), dict(self._plan.refused[:_TOLD])
         pending: list[Wanted] = []
@@ -175,7 +174,7 @@ class Follower:
     def _refusal(self, wanted: Wanted) -> str:
         return wanted.refused or self._serving.refusal(wanted, self._plan)
 
-    def _is_pending(self, wanted: Wanted, known: Unit | None, waiting: dict[str, str]) -> bool:
+    def _is_pending(self, wanted: Wanted, known: MirrorUnit | None, waiting: dict[str, str]) -> bool:
         fingerprint = self._fingerprint(wanted)
         if known is None:
             return True
@@ -199,7 +198,7 @@ class Follower:
     def _fingerprint(self, wanted: Wanted) -> str:
         return self._seen[wanted.path][0] if wanted.path in self._seen else wanted.fingerprint()
 
-    def _newest(self, pending: list[Wanted], units: Mapping[bytes, Unit]) -> list[Wanted]:
+    def _newest(self, pending: list[Wanted], units: Mapping[bytes, MirrorUnit]) -> list[Wanted]:
         """Of each model only so many versions, with those that are released."""
         keep = self._mirror.keep_versions
         if keep is None:
@@ -208,7 +207,7 @@ class Follower:
         wanted = {versions[n] for versions in self._versions(paths).values() for n in sorted(versions)[-keep:]}
         return [w for w in pending if not w.version or w.path in wanted]
 
-    def _older(self, units: Mapping[bytes, Unit]) -> list[bytes]:
+    def _older(self, units: Mapping[bytes, MirrorUnit]) -> list[bytes]:
         """Released versions, of whose models enough newer ones are released."""
         keep = self._mirror.keep_versions
         if keep is None:
@@ -227,7 +226,9 @@ class Follower:
 
     # -- downloading and releasing --
 
-    def _fetch_and_release(self, pending: list[Wanted], units: dict[bytes, Unit], waiting: dict[str, str]) -> None:
+    def _fetch_and_release(
+        self, pending: list[Wanted], units: dict[bytes, MirrorUnit], waiting: dict[str, str]
+    ) -> None:
         had = self._store.downloaded(self.name) if pending else {}
         ready: list[tuple[Wanted, dict[bytes, Downloaded]]] = []
         missing: list[FileVersion] = []
@@ -272,9 +273,9 @@ class Follower:
         self,
         wanted: Wanted,
         files: dict[bytes, Downloaded],
-        known: Unit | None,
+        known: MirrorUnit | None,
         had: Mapping[tuple[bytes, int], Downloaded],
-    ) -> Unit:
+    ) -> MirrorUnit:
         """Raises NotYet, TransferError."""
         fingerprint = self._fingerprint(wanted)
         path = _target(wanted, files)
@@ -287,7 +288,7 @@ class Follower:
             if not still:  # it may just be on its way: the new files before their manifest
                 raise NotYet(f"{error}; it is refused if it is the same in the next listing") from None
             return self._refuse(wanted, known, str(error))
-        now = replace(known or Unit(wanted.path, "none"), gone_since=None)
+        now = replace(known or MirrorUnit(wanted.path, "none"), gone_since=None)
         went_on = now.state == "releasing" and self._ground.went_on(files, now.old.encode())
         ours = now.state in ("released", "releasing")
         if not went_on and not ours and self._ground.has(path, wanted.directory):
@@ -303,11 +304,13 @@ class Follower:
                 if not self._ground.publish(assembled, path, replace=ours):
                     now = replace(now, old="")
             except Conflict:
-                self._store.put_unit(self.name, replace(known or Unit(wanted.path, "none")))
+                self._store.put_unit(self.name, replace(known or MirrorUnit(wanted.path, "none")))
                 raise
         return self._released(wanted, files, replace(now, fingerprint=fingerprint), known)
 
-    def _released(self, wanted: Wanted, files: dict[bytes, Downloaded], now: Unit, known: Unit | None) -> Unit:
+    def _released(
+        self, wanted: Wanted, files: dict[bytes, Downloaded], now: MirrorUnit, known: MirrorUnit | None
+    ) -> MirrorUnit:
         unit = replace(
             now, state="released", objects=wanted.tags(), at=self._clock(), checked=False, refused="", error=""
         )
@@ -319,21 +322,21 @@ class Follower:
         self._say("released", f"released: {len(files):,} files, {size:,} bytes", Level.NOTICE, wanted.path)
         return unit
 
-    def _forget_others(self, wanted: Wanted, known: Unit | None) -> None:
+    def _forget_others(self, wanted: Wanted, known: MirrorUnit | None) -> None:
         """What an earlier release was made of, and this one is not."""
         others = [(p, tag) for p, tag in (known.objects if known else {}).items() if wanted.tags().get(p) != tag]
         if others:
             self._store.forget_mirrored(self.name, others)
 
-    def _refuse(self, wanted: Wanted, known: Unit | None, why: str) -> Unit:
-        unit = replace(known or Unit(wanted.path, "none"), refused=self._fingerprint(wanted), error=why)
+    def _refuse(self, wanted: Wanted, known: MirrorUnit | None, why: str) -> MirrorUnit:
+        unit = replace(known or MirrorUnit(wanted.path, "none"), refused=self._fingerprint(wanted), error=why)
         self._store.put_unit(self.name, unit, "quarantined", {"error": why})
         self._say("quarantined", f"not released: {why}", Level.ERROR, wanted.path, "quarantined")
         return unit
 
     # -- model servers --
 
-    def _tell_servers(self, units: dict[bytes, Unit]) -> None:
+    def _tell_servers(self, units: dict[bytes, MirrorUnit]) -> None:
         """Those that are not told yet: after a release, and while the server does not answer."""
         self._keep_listed(units)
         for path, unit in list(units.items()):
@@ -351,7 +354,7 @@ class Follower:
             units[path] = replace(unit, checked=True, old="")
             self._store.put_unit(self.name, units[path])
 
-    def _keep_listed(self, units: Mapping[bytes, Unit]) -> None:
+    def _keep_listed(self, units: Mapping[bytes, MirrorUnit]) -> None:
         self._serving.trouble = ""
         try:
             self._serving.keep_listed(units)
@@ -360,7 +363,7 @@ class Follower:
             self._tell_once("server", error)
         self.state.server = self._serving.trouble
 
-    def _put_back(self, unit: Unit, error: QuaymasterError) -> Unit:
+    def _put_back(self, unit: MirrorUnit, error: QuaymasterError) -> MirrorUnit:
         had = self._ground.has_old(unit.old.encode())
         where = self._ground.quarantine(unit.path, unit.old.encode() if had else b"")
         back = replace(
@@ -404,11 +407,11 @@ class Follower:
 
     # -- removing --
 
-    def _gone(self, unit: Unit, since: float) -> None:
+    def _gone(self, unit: MirrorUnit, since: float) -> None:
         if unit.gone_since is None:
             self._store.put_unit(self.name, replace(unit, gone_since=since))
 
-    def _remove(self, units: dict[bytes, Unit], older: Sequence[bytes]) -> None:
+    def _remove(self, units: dict[bytes, MirrorUnit], older: Sequence[bytes]) -> None:
         now = self._clock()
         for path, unit in list(units.items()):
             here = path in self._plan.units
@@ -425,7 +428,7 @@ class Follower:
                     continue
             self._take_away(units, unit, "newer versions are released" if path in older else "it is gone upstream")
 
-    def _take_away(self, units: dict[bytes, Unit], unit: Unit, why: str) -> None:
+    def _take_away(self, units: dict[bytes, MirrorUnit], unit: MirrorUnit, why: str) -> None:
         rest = {path: each for path, each in units.items() if path != unit.path}
         try:
             self._serving.before_removal(unit, rest)
@@ -444,7 +447,7 @@ class Follower:
         self._store.forget_mirrored(self.name, list(unit.objects.items()), unit.path)
         del units[unit.path]
 
-    def _drop_useless(self, pending: Sequence[Wanted], units: Mapping[bytes, Unit]) -> None:
+    def _drop_useless(self, pending: Sequence[Wanted], units: Mapping[bytes, MirrorUnit]) -> None:
         """What was downloaded for a version that was refused, or that newer ones have made superfluous."""
         used = {pair for unit in units.values() for pair in unit.objects.items()}
         left = (w for w in pending if w.path not in units or units[w.path].refused != self._fingerprint(w))

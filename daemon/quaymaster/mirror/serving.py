@@ -17,7 +17,7 @@ from quaymaster.mirror import ovms_config
 from quaymaster.mirror.plan import Plan, Wanted
 from quaymaster.mirror.server import ModelServer, run_command
 from quaymaster.model import shown
-from quaymaster.store.mirrors import Unit
+from quaymaster.store import MirrorUnit
 
 if TYPE_CHECKING:
     from quaymaster.config import Mirror
@@ -45,7 +45,7 @@ class Serving:
                     return f"the model server would call it {name}, which is another model"
         return ""
 
-    def keep_listed(self, units: Mapping[bytes, Unit]) -> None:
+    def keep_listed(self, units: Mapping[bytes, MirrorUnit]) -> None:
         """The entries of models that the server was told of: somebody may have written the file anew. Raises
         TransferError."""
         if self._mirror.ovms_config is None:
@@ -63,7 +63,7 @@ class Serving:
         if models and ovms_config.change(self._mirror.ovms_config, edit) and self._server:
             self._server.reload()
 
-    def tell(self, unit: Unit, units: Mapping[bytes, Unit]) -> None:
+    def tell(self, unit: MirrorUnit, units: Mapping[bytes, MirrorUnit]) -> None:
         """Of a unit that was released. Raises VersionRefused when the server does not take it, TransferError when it
         cannot be told now."""
         of = Wanted(unit.path, directory=True)
@@ -95,13 +95,13 @@ class Serving:
         except UnicodeDecodeError:
             raise NameRefused(f"The model server has no path for {shown(model)}") from None
 
-    def before_removal(self, unit: Unit, rest: Mapping[bytes, Unit]) -> None:
+    def before_removal(self, unit: MirrorUnit, rest: Mapping[bytes, MirrorUnit]) -> None:
         """A unit is about to be taken away; ``rest`` stays. Raises TransferError."""
         of = Wanted(unit.path, directory=True)
         if self._mirror.ovms_config and of.version and not _released_of(of.model, rest):
             self._unlist(of.model)
 
-    def after_removal(self, unit: Unit, *, here: bool) -> None:
+    def after_removal(self, unit: MirrorUnit, *, here: bool) -> None:
         """A release was taken back. ``here``: what it replaced is in place again. Raises TransferError."""
         of = Wanted(unit.path, directory=True)
         if not here and not _others_on_disk(self._mirror.path, of):
@@ -121,7 +121,7 @@ class Serving:
             except Unreachable:
                 pass  # it reads the file when it starts
 
-    def _run_command(self, event: str, unit: Unit) -> None:
+    def _run_command(self, event: str, unit: MirrorUnit) -> None:
         if not self._mirror.on_release:
             return
         said = {
@@ -135,7 +135,7 @@ class Serving:
         run_command(self._mirror.on_release, said, self._mirror.on_release_timeout)
 
 
-def _released_of(model: bytes, units: Mapping[bytes, Unit]) -> list[Wanted]:
+def _released_of(model: bytes, units: Mapping[bytes, MirrorUnit]) -> list[Wanted]:
     found = (Wanted(path, directory=True) for path, unit in units.items() if unit.state == "released")
     return [each for each in found if each.version and each.model == model]
 

@@ -22,8 +22,7 @@ from quaymaster.store.custody import Entry, Head
 from quaymaster.store.db import DAMAGED, FILE_NAME, Database, Transaction
 from quaymaster.store.jobs import Filter, Held
 from quaymaster.store.ledger import Delivery
-from quaymaster.store.mirrors import Downloaded
-from quaymaster.store.mirrors import Unit as MirrorUnit
+from quaymaster.store.mirrors import Downloaded, MirrorUnit
 from quaymaster.store.outbox import Outbox
 from quaymaster.store.passes import Outcome, Row
 from quaymaster.store.salvage import Salvaged, salvage
@@ -40,6 +39,7 @@ __all__ = [
     "Filter",
     "Head",
     "Held",
+    "MirrorUnit",
     "Outcome",
     "Pause",
     "Place",

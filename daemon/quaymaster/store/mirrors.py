@@ -39,7 +39,7 @@ class Downloaded:
 
 
 @dataclass(frozen=True, slots=True)
-class Unit:
+class MirrorUnit:
     """A version's directory, or a single file, as it stands on the disk."""
 
     path: bytes
@@ -98,17 +98,17 @@ def record(t: Transaction, mirror: str, done: Downloaded) -> None:
     )  # fmt: skip
 
 
-def units(t: Transaction, mirror: str) -> dict[bytes, Unit]:
+def units(t: Transaction, mirror: str) -> dict[bytes, MirrorUnit]:
     found = {}
     for path, state, fingerprint, objects, at, old, checked, gone_since, refused, error in t.execute(
         f"SELECT {_UNIT} FROM mirror_units WHERE watch_id = {_ID}", (mirror,)
     ):
         made_of = {bytes.fromhex(name): tag for name, tag in json.loads(objects).items()}
-        found[path] = Unit(path, state, fingerprint, made_of, at, old, bool(checked), gone_since, refused, error)
+        found[path] = MirrorUnit(path, state, fingerprint, made_of, at, old, bool(checked), gone_since, refused, error)
     return found
 
 
-def put_unit(t: Transaction, mirror: str, unit: Unit) -> None:
+def put_unit(t: Transaction, mirror: str, unit: MirrorUnit) -> None:
     objects = json.dumps({path.hex(): tag for path, tag in unit.objects.items()})
     t.execute(
         f"INSERT OR REPLACE INTO mirror_units (watch_id, {_UNIT}) VALUES ({_ID}, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
