@@ -8,20 +8,18 @@ state of one (START, LOADING, AVAILABLE, UNLOADING, END; tensorflow_serving/apis
 from __future__ import annotations
 
 import json
-import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 from urllib.parse import quote, urlsplit
 
+from quaymaster import command as commands
 from quaymaster.errors import IntegrityError, TemporaryError, Unreachable
 
 _LARGEST = 4 << 20
 _REQUEST = 10.0
 """Seconds that one request may take; a reload takes as long as its models."""
 _PAUSE = 0.2
-_OUTPUT = 4096
-"""Bytes of a command's output that are told."""
 
 
 class VersionRefused(IntegrityError):
@@ -95,20 +93,7 @@ class ModelServer:
 
 def run_command(command: Sequence[str], said: Mapping[str, Any], timeout: float) -> None:
     """Run it, without a shell, with ``said`` as JSON on its standard input. Raises TemporaryError when it fails."""
-    try:
-        done = subprocess.run(  # noqa: S603
-            list(command),
-            input=json.dumps(said).encode() + b"\n",
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            timeout=timeout,
-            close_fds=True,
-            start_new_session=True,
-        )
-    except subprocess.TimeoutExpired:
-        raise TemporaryError(f"{command[0]} took more than {timeout:g} s", "It is run again") from None
-    except OSError as error:
-        raise TemporaryError(f"{command[0]} cannot be run ({error.strerror})", "Correct on_release") from None
-    if done.returncode:
-        output = done.stdout[-_OUTPUT:].decode(errors="replace").strip()
-        raise TemporaryError(f"{command[0]} ended with status {done.returncode}: {output}", "It is run again")
+    body = json.dumps(said).encode() + b"\n"
+    environment = {"QUAYMASTER_MIRROR": str(said.get("mirror", "")), "QUAYMASTER_EVENT": str(said.get("event", ""))}
+    if error := commands.run(command, body, timeout=timeout, environment=environment):
+        raise TemporaryError(f"{command[0]}: {error}", "It is run again; if it is the wrong one, correct on_release")

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from quaymaster.service.hooks.command import KEPT, Command
+from quaymaster.command import KEPT
+from quaymaster.service.hooks.command import Command
 
 
 def shell(script: str, timeout: float = 60.0) -> Command:
