@@ -12,6 +12,7 @@ from typing import Literal
 
 from quaymaster.cli import show
 from quaymaster.service.view.records import Record
+from quaymaster.service.view.units import overdue_text
 
 Style = Literal["", "bold", "quiet", "accent", "good", "note", "bad", "selected"]
 Piece = tuple[str, Style]
@@ -160,8 +161,11 @@ def _watch_row(watch: Record, columns: int, now: float) -> Row:
     said = [f"{show.count(jobs[state]['jobs'])} {state}" for state in numbers if jobs[state]["jobs"]]
     if watch["seen"].get("pending"):
         said.insert(0, f"{show.count(watch['seen']['pending'])} settling")
+    if units := watch.get("units"):
+        named = [f"{show.count(units[state])} {state}" for state in ("open", "complete", "published") if units[state]]
+        said += [f"units: {', '.join(named)}"] if named else []
     state = "paused" if watch["paused"] else watch["state"]
-    told = _lasted(watch["since"], watch["reason"], now)
+    told = _lasted(watch["since"], watch["reason"], now) or (overdue_text(watch["name"], units) if units else "")
     return _thing_row(("watch", watch["name"]), state, ", ".join(said) or "nothing yet", told, columns, watch["name"])
 
 

@@ -73,6 +73,19 @@ def test_mirrors_and_hooks_are_there_where_a_service_has_them() -> None:
     assert mirror.watch == "models", "it can be paused"
 
 
+def test_a_watch_tells_of_its_units_and_of_one_that_takes_too_long() -> None:
+    now = found(1, 1)
+    watch = now["watches"][0] | {"since": None, "reason": ""}
+    late = {"path": "run7", "why": "CopyComplete.txt is missing"}
+    watch["units"] = {"open": 1, "complete": 0, "published": 12, "abandoned": 0, "overdue": 1, "examples": [late]}
+    now["watches"] = [watch]
+    body = panel.sections(now, [], "", 150, panel.ASCII)
+    lines = "\n".join(text(line) for section in body for row in section.rows for line in (row.line, *row.more))
+    assert "units: 1 open, 12 published" in lines
+    assert "run7" in lines
+    assert "CopyComplete.txt is missing" in lines
+
+
 def text(line: panel.Line) -> str:
     return "".join(part for part, _ in line)
 
