@@ -208,6 +208,25 @@ def test_a_file_changed_in_place_with_its_old_time_is_not_replaced(place: Direct
     assert Path(path).read_bytes() == b"OURS"
 
 
+def test_a_copy_of_which_only_a_part_can_be_read_is_not_taken_for_another(
+    place: DirectoryPlace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two readings that end early at the same byte agree, and say nothing."""
+    destination, ours = place.make(), bytes_of(40)
+    old = deliver(destination, "a", ours)
+    digest, leaf = disk.digest_past_cache, os.stat(os.path.join(place.path, "a")).st_ino
+
+    def half(descriptor: int, beat: Callable[[], None]) -> tuple[int, str]:
+        size, sha256 = digest(descriptor, beat)
+        return (size // 2, "0" * 64) if os.fstat(descriptor).st_ino == leaf else (size, sha256)
+
+    monkeypatch.setattr(disk, "digest_past_cache", half)
+    with pytest.raises(IntegrityError, match="reads back as 20 of its 40 bytes"):
+        deliver(destination, "a", bytes_of(50), replace=old)
+    assert Path(place.path, "a").read_bytes() == ours
+    assert place.everything() == ["a"]
+
+
 def test_removing_puts_back_what_slipped_in(place: DirectoryPlace, monkeypatch: pytest.MonkeyPatch) -> None:
     destination = place.make()
     stored = deliver(destination, "a", b"ours")

@@ -312,6 +312,24 @@ def test_an_error_when_a_copy_that_was_read_is_closed_is_no_damage(home: Home, s
         is_calm(done.stdout + done.stderr)
 
 
+@pytest.mark.parametrize("damage", ["short", "flip"])
+def test_a_copy_that_cannot_be_read_well_is_not_taken_for_somebody_elses(home: Home, serve: Serve, damage: str) -> None:
+    """Before it is replaced it is compared with what was put there; an operator has nothing to rename."""
+    with FaultyFilesystem(home.folder / "fuse") as filesystem:
+        home.archive = filesystem.seen
+        service = serve(home.config())
+        home.land("a", b"first" * 100)
+        service.until_done(1)
+        filesystem.fail(read=damage)
+        home.land("a", b"the second" * 100)
+        (job,) = until(lambda: [job for job in service.jobs(path=b"a") if job.error_code], what="a failure")
+        assert job.error_code == "integrity", job.error
+        filesystem.fail()
+        service.cli("jobs", "retry", "--all")
+        until(lambda: home.arrived() == {b"a": b"the second" * 100}, what="replaced")
+        assert "conflict" not in service.log.lower()
+
+
 # -- two versions --
 
 

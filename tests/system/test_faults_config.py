@@ -57,7 +57,7 @@ def test_each_problem_names_file_line_and_key(tmp_path: Path, problem: str) -> N
     is_calm(done.stderr)
 
 
-@pytest.mark.parametrize("command", ["run", "check", "status", "jobs", "config"])
+@pytest.mark.parametrize("command", ["run", "check", "sync", "report", "config"])
 def test_every_command_says_the_same_and_starts_nothing(home: Home, command: str) -> None:
     file = home.folder / "quaymaster.toml"
     file.write_text(home.config().replace("settle =", "setle ="))

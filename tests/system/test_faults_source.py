@@ -74,7 +74,7 @@ def test_a_destination_that_the_service_may_not_write_to(foreign: tuple[Home, Se
     service.start()
     told(service, "warning", "[destination.archive] path", "cannot be written to")
     home.land("a", CONTENT)
-    job = parked(service, "permission-denied", f"{home.archive}/a", "Permission denied", "Let the service's user")
+    job = parked(service, "permission-denied", f"{home.archive}/a", "Permission denied", "Give the service's user")
     home.archive.chmod(0o755)
     assert service.cli("jobs", "retry", "--error", "permission-denied") == (0, {"retried": [job.id], "refused": []})
     service.until_done(1)

@@ -144,8 +144,8 @@ class DirectoryUpload:
         return Stored(stored.key, stored.size, stored.etag, checksum=f"sha256:{digests.sha256}", evidence="readback")
 
     def _holds(self, checksum: str) -> bool:
-        """Whether the file that has the name now has this content (``sha256:<hex>``). Only two readings that agree say
-        no: one that differs may itself be what is damaged."""
+        """Whether the file that has the name now has this content (``sha256:<hex>``). Only two readings of all of it
+        that agree say no: one that differs, or ends early, may itself be what is damaged."""
         found = self._read()
         if found == checksum:
             return True
@@ -156,9 +156,13 @@ class DirectoryUpload:
     def _read(self) -> str:
         descriptor = os.open(self._place.leaf, READ_FLAGS, dir_fd=self._directory)
         try:
-            return "sha256:" + disk.digest_past_cache(descriptor, self._home.beat)[1]
+            size, sha256 = disk.digest_past_cache(descriptor, self._home.beat)
+            whole = os.fstat(descriptor).st_size
         finally:
             os.close(descriptor)
+        if size != whole:
+            raise IntegrityError(f"{self._where} reads back as {size} of its {whole} bytes", "Look at its filesystem")
+        return f"sha256:{sha256}"
 
     def _adopt(self, digests: Digests) -> Stored:
         """The name is taken. A file with the very same bytes counts as delivered; anything else is in the way."""

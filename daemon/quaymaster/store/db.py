@@ -225,7 +225,9 @@ def _migrate(connection: sqlite3.Connection, steps: list[str]) -> None:
 
 def _migrations() -> list[str]:
     folder = importlib.resources.files("quaymaster.store").joinpath("migrations")
-    return [item.read_text() for item in sorted(folder.iterdir(), key=lambda i: i.name) if item.name.endswith(".sql")]
+    return [
+        item.read_text("utf-8") for item in sorted(folder.iterdir(), key=lambda i: i.name) if item.name.endswith(".sql")
+    ]
 
 
 def _statements(script: str) -> Iterator[str]:

@@ -17,4 +17,4 @@ def built_in(name: str) -> dict[str, Any] | None:
     """The settings of a profile that comes with quaymaster; None when there is none of that name."""
     if name not in names():
         return None
-    return tomllib.loads(importlib.resources.files(__name__).joinpath(f"{name}.toml").read_text())
+    return tomllib.loads(importlib.resources.files(__name__).joinpath(f"{name}.toml").read_text("utf-8"))
