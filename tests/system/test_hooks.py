@@ -269,3 +269,26 @@ def test_a_test_says_what_came_of_it_whether_the_service_runs_or_not(
     done = service.command("hooks", "test", "nobody")
     assert done.returncode == 2
     assert "There is no hook nobody. The hooks are: web, bad" in done.stderr
+
+
+@pytest.mark.parametrize("how", ["retry", "skip"])
+def test_sources_of_a_unit_stay_until_somebody_has_taken_the_unit(
+    home: Home, serve: Serve, receiver: Receiver, how: str
+) -> None:
+    """A hook that is told of units alone; it takes longer than the unit's manifest."""
+    receiver.answer = lambda event: 503 if how == "retry" else 410
+    settings = 'unit = "directory"\nunit_idle = "1s"\nafter = "delete"\nafter_hooks = ["web"]'
+    service = serve(home.config(settings) + webhook(home, receiver, on='["unit-complete"]'))
+    for name in ("run/a", "run/sub/b"):
+        home.land(name, b"content")
+    until(lambda: [job.error for job in service.jobs(watch="landing") if "until hook web" in job.error], 60)
+    until(lambda: standing(service)["refused" if how == "retry" else "parked"] == 1, 60)
+    assert sorted(os.listdir(home.landing / "run")) == ["a", "sub"]
+    receiver.answer = lambda event: 200
+    if how == "retry":
+        assert service.cli("hooks", "retry", "web")[0] == 0
+    else:
+        (event,) = service.cli("hooks", "web")[1]["events"]
+        assert service.cli("hooks", "skip", "web", str(event["id"]))[1]["skipped"] == [event["id"]]
+    until(lambda: not [name for _, _, names in os.walk(home.landing) for name in names], 60)
+    service.stop()

@@ -79,8 +79,8 @@ def check_hooks(
                 problems.add(keys, f"there is no hook {quoted(wanted)}; add a table [hook.NAME], or remove it")
             elif awaited.watches and name not in awaited.watches:
                 problems.add(keys, f"hook {wanted} is not told of this watch; add {quoted(name)} to its watches")
-            elif not {"delivered", "unit-complete"} & set(awaited.on):
-                problems.add(keys, f'hook {wanted} is told of no delivery; add "delivered" to its on')
+            elif not ({"delivered", "unit-complete"} if found.unit else {"delivered"}) & set(awaited.on):
+                problems.add(keys, f'hook {wanted} is told of no delivery of it; add "delivered" to its on')
         if found.after_hooks and found.after == "keep":
             advice = 'write after = "delete" or "move:DIRECTORY", or remove it'
             problems.add(("watch", name, "after_hooks"), f"has nothing to hold back, for the source is kept; {advice}")

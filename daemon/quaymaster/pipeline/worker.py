@@ -424,10 +424,7 @@ class Workers:
         if self.clock() < due:
             self.store.postpone(job, due)
             return False
-        if self._awaits_unit(job, lane):
-            return False
-        # It is woken as soon as a hook has confirmed; now and then it looks by itself.
-        if self.store.await_hooks(job, lane.route.watch.after_hooks, self.clock() + LONGEST_WAIT):
+        if self._is_awaited(job, lane):
             return False
         self._progress_of(job)(Stage.DISPOSE, job.version.size, 0)
         if apart:
@@ -451,11 +448,14 @@ class Workers:
         self._tell(job, "disposed", f"source {outcome}")
         return False
 
-    def _awaits_unit(self, job: Job, lane: Lane) -> bool:
-        """Whether its source stays until the unit that it is in is published."""
-        watch = lane.route.watch
-        unit = watch.unit_of(job.version.path) if watch.after_unit else None
-        return unit is not None and self.store.units.await_published(job, unit, self.clock() + _UNIT_PAUSE)
+    def _is_awaited(self, job: Job, lane: Lane) -> bool:
+        """Whether its source stays until the unit that it is in is published, or a hook has confirmed."""
+        watch, now = lane.route.watch, self.clock()
+        unit = watch.unit_of(job.version.path)
+        if watch.after_unit and unit is not None and self.store.units.await_published(job, unit, now + _UNIT_PAUSE):
+            return True
+        # It is woken as soon as a hook has confirmed; now and then it looks by itself.
+        return bool(self.store.await_hooks(job, watch.after_hooks, now + LONGEST_WAIT, unit))
 
     def _give_back(self, job: Job) -> bool:
         self.running[job.id].apart = True

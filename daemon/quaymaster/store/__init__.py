@@ -15,7 +15,7 @@ from typing import Any
 
 from quaymaster.errors import StoreDamaged, StoreError, StoreLost
 from quaymaster.model import FileVersion, Identity, Job, Proof, Stage, State
-from quaymaster.store import control, copies, custody, jobs, ledger, mirrors, outbox, passes, small
+from quaymaster.store import control, copies, custody, jobs, ledger, mirrors, outbox, passes, small, units
 from quaymaster.store.control import Control, Pause
 from quaymaster.store.copies import Copy, Place, Selection
 from quaymaster.store.custody import Entry, Head
@@ -294,12 +294,14 @@ class Store:
         """Whether a hook has confirmed everything that it is to be told of a job."""
         return self.outbox.confirmed(job.id, hook)
 
-    def await_hooks(self, job: Job, hooks: Sequence[str], until: float) -> str:
-        """The first of these hooks that has not confirmed what became of the job; empty when all have. The job then
-        runs again as soon as one has, at ``until`` at the latest, without counting a failure."""
+    def await_hooks(self, job: Job, hooks: Sequence[str], until: float, unit: bytes | None = None) -> str:
+        """The first of these hooks that has not confirmed what became of the job, and of the unit that it is in; empty
+        when all have. The job then runs again as soon as one has, at ``until`` at the latest, without counting a
+        failure."""
 
         def act(t: Transaction) -> str:
-            hook = outbox.awaited(t, job.id, hooks)
+            of_unit = units.entry_of(t, job.version.watch, unit) if unit is not None else 0
+            hook = outbox.awaited(t, job.id, hooks, of_unit)
             if hook:
                 jobs.postpone(t, job.id, until, f"its source waits until hook {hook} has confirmed")
             return hook

@@ -272,14 +272,14 @@ class Outbox:
         def act(t: Transaction) -> list[int]:
             done = []
             for number in ids:
-                row = t.execute(
-                    "DELETE FROM outbox WHERE id = ? AND hook = ? AND entry > 0 RETURNING entry, event, job_id",
-                    (number, hook),
-                ).fetchone()
+                query = f"{_SELECT} WHERE outbox.id = ? AND outbox.hook = ? AND entry > 0"
+                row = t.execute(query, (number, hook)).fetchone()
                 if row is not None:
-                    said = {"hook": hook, "event": row["event"], "entry": row["entry"], "by": by}
-                    custody.append(t, "hook-skipped", self._clock(), job=row["job_id"] or 0, details=said)
-                    _wake(t, row["job_id"])
+                    message = _message(row)
+                    t.execute("DELETE FROM outbox WHERE id = ?", (number,))
+                    said = {"hook": hook, "event": message.event, "entry": message.entry, "by": by}
+                    custody.append(t, "hook-skipped", self._clock(), job=message.job or 0, details=said)
+                    _wake_for(t, message)
                     done.append(number)
             return done
 
@@ -374,7 +374,7 @@ def _settle(t: Transaction, hook: str, outcome: Settled) -> None:
             " WHERE name = ?",
             (at, hook),
         )
-        _wake(t, message.job)
+        _wake_for(t, message)
     else:
         t.execute(
             "UPDATE outbox SET attempts = attempts + 1, error = ?, retry_at = ?, parked_at = ? WHERE id = ?",
@@ -396,21 +396,40 @@ def _wake(t: Transaction, job: int | None) -> None:
         t.execute("UPDATE jobs SET retry_at = 0 WHERE id = ? AND state = 'waiting' AND error_code IS NULL", (job,))
 
 
+def _wake_for(t: Transaction, message: Message) -> None:
+    """Of a unit that was told: its files."""
+    _wake(t, message.job)
+    if message.event == "unit-complete" and (path := bytes.fromhex(str(message.fields.get("path_hex", "")))):
+        t.execute(
+            "UPDATE jobs SET retry_at = 0 WHERE watch_id = (SELECT id FROM watches WHERE name = ?) AND path > ?"
+            " AND path < ? AND state = 'waiting' AND error_code IS NULL",
+            (message.fields.get("watch"), path + b"/", path + b"0"),
+        )
+
+
 def confirmed(t: Transaction, job: int, hook: str) -> bool:
+    return _confirmed(t, custody.of_job(t, job), hook)
+
+
+def awaited(t: Transaction, job: int, hooks: Iterable[str], also: int = 0) -> str:
+    """The first of these hooks that has not confirmed everything of the job, and custody entry ``also``; empty when all
+    have."""
+    entries = custody.of_job(t, job)
+    if also and (entry := custody.entry(t, also)):
+        entries.append(entry)
+    return next((hook for hook in hooks if not _confirmed(t, entries, hook)), "")
+
+
+def _confirmed(t: Transaction, entries: Sequence[custody.Entry], hook: str) -> bool:
     row = t.execute("SELECT wants, cursor, since FROM hooks WHERE name = ?", (hook,)).fetchone()
     if row is None:
         return False
-    wants = Wants.read(row["wants"])
-    for entry in custody.of_job(t, job):
-        if max(row["since"], row["cursor"]) < entry.seq and wants.events(entry.fields):
-            return False
-    found = t.execute("SELECT 1 FROM outbox WHERE job_id = ? AND hook = ? AND entry > 0 LIMIT 1", (job, hook))
-    return found.fetchone() is None
-
-
-def awaited(t: Transaction, job: int, hooks: Iterable[str]) -> str:
-    """The first of these hooks that has not confirmed everything of the job; empty when all have."""
-    return next((hook for hook in hooks if not confirmed(t, job, hook)), "")
+    wants, looked = Wants.read(row["wants"]), max(row["since"], row["cursor"])
+    if any(looked < entry.seq and wants.events(entry.fields) for entry in entries):
+        return False
+    marks = ",".join("?" * len(entries))
+    query = f"SELECT 1 FROM outbox WHERE entry IN ({marks}) AND hook = ? AND entry > 0 LIMIT 1"
+    return t.execute(query, (*(entry.seq for entry in entries), hook)).fetchone() is None
 
 
 def _standing(t: Transaction, row: Any, head: int) -> Standing:

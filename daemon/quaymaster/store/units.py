@@ -255,6 +255,7 @@ class Units:
             if done.rowcount:
                 said = {"files": what.files, "bytes": what.bytes, "missing": what.missing, "digest": what.digest}
                 _note(t, "unit-published", now, unit, {**said, "forced_by": unit.forced_by, "manifests": manifests})
+                t.execute("UPDATE units SET published_entry = ? WHERE id = ?", (custody.head_seq(t), unit.id))
                 # Those that waited for it (await_published).
                 t.execute(
                     f"UPDATE jobs SET retry_at = ? WHERE {_BELOW} AND state = 'waiting' AND error_code IS NULL",
@@ -311,6 +312,15 @@ class Units:
             _note(t, "unit-abandoned", now, unit, {"by": by, "why": why})
 
         self._db.write(act)
+
+
+def entry_of(t: Transaction, watch: str, path: bytes) -> int:
+    """The custody entry that says that a unit was published, in whatever generation last; 0 when none does."""
+    query = (
+        "SELECT published_entry FROM units JOIN watches ON watches.id = watch_id WHERE watches.name = ? AND path = ?"
+    )
+    row = t.execute(query, (watch, path)).fetchone()
+    return int(row[0]) if row else 0
 
 
 def touch(t: Transaction, watch: str, path: bytes, now: float, why: str) -> None:

@@ -53,6 +53,7 @@ def test_what_is_wrong_is_one_line_that_says_what_to_do(site, hook: str, told: s
     [
         ('after_hooks = ["g"]', GOOD, 'there is no hook "g"'),
         ('after_hooks = ["h"]', GOOD.replace("delivered", "parked"), "is told of no delivery"),
+        ('after_hooks = ["h"]', GOOD.replace("delivered", "unit-complete"), "is told of no delivery"),
         ('after_hooks = ["h"]', GOOD + 'watches = ["v"]\n[watch.v]\npath = "/v"\ndestinations = ["a"]', "not told of"),
     ],
 )

@@ -14,6 +14,7 @@ CREATE TABLE units (
     changed_at   REAL    NOT NULL,
     completed_at REAL,
     published_at REAL,
+    published_entry INTEGER NOT NULL DEFAULT 0,     -- of the custody log: what says so
     complete_by  TEXT    NOT NULL DEFAULT '',       -- what said that it is whole
     forced_by    TEXT    NOT NULL DEFAULT '',       -- the operator who asked for what there is
     files        INTEGER NOT NULL DEFAULT 0,        -- of the newest manifest, as are the next three

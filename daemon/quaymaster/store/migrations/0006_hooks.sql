@@ -31,4 +31,4 @@ CREATE TABLE outbox (
     parked_at REAL                                  -- given up, until an operator says otherwise
 );
 CREATE INDEX outbox_subject ON outbox (hook, subject, id) WHERE parked_at IS NULL;
-CREATE INDEX outbox_job ON outbox (job_id, hook) WHERE job_id IS NOT NULL;
+CREATE INDEX outbox_entry ON outbox (entry, hook);
