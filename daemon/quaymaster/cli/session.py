@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
-from click.shell_completion import CompletionItem
 
 from quaymaster.errors import ConfigError
 
 if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
     from quaymaster.config import Config
     from quaymaster.store import Store
 
@@ -24,11 +25,17 @@ CONFIG_VARIABLE = "QUAYMASTER_CONFIG"
 DEFAULT_CONFIG = "/etc/quaymaster/quaymaster.toml"  # config.DEFAULT_PATH, without importing pydantic for --help
 
 
+def _a_file(incomplete: str) -> list[CompletionItem]:
+    from click.shell_completion import CompletionItem
+
+    return [CompletionItem(incomplete, type="file")]
+
+
 _config_option = click.option(
     "--config",
     "config_path",
     metavar="FILE",
-    shell_complete=lambda context, parameter, incomplete: [CompletionItem(incomplete, type="file")],
+    shell_complete=lambda context, parameter, incomplete: _a_file(incomplete),
     help=f"The configuration; else ${CONFIG_VARIABLE}, else {DEFAULT_CONFIG}.",
 )
 _json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")

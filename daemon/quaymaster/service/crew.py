@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
-from quaymaster.config import Config, Watch
+from quaymaster.config import Config, Mirror, Watch
 from quaymaster.destinations.base import Destination
 from quaymaster.destinations.directory_upload import etag_of
 from quaymaster.intake.attend import Known
@@ -17,12 +18,15 @@ from quaymaster.intake.intake import Intake
 from quaymaster.keys import escape
 from quaymaster.model import Emit, FileVersion, Identity, watch_of
 from quaymaster.pipeline.worker import Lane, Running, Workers
-from quaymaster.service import anchor, build, travel, units
+from quaymaster.service import anchor, build, travel
 from quaymaster.service.ceilings import Ceilings
 from quaymaster.service.heads import Heads
-from quaymaster.service.mirrors import MirrorService
 from quaymaster.service.scrubber import Scrubber
 from quaymaster.store import Store
+
+if TYPE_CHECKING:
+    from quaymaster.service.mirrors import MirrorService
+    from quaymaster.service.units import Keeper
 
 _INTAKE_STOP = 2.0
 """Seconds that a watch has to stop; one that takes longer hangs in its filesystem and is left behind."""
@@ -83,17 +87,20 @@ class Crew(Carriers):
 
     def __init__(self, config: Config, store: Store, emit: Emit, ceilings: Ceilings | None = None) -> None:
         super().__init__(config, store, emit, ceilings)
-        self._keepers: list[units.Keeper] = []
+        self._keepers: list[Keeper] = []
         self.intakes = {watch.name: self._intake(watch) for watch in config.watches.values()}
         self._noticing: list[Intake] = []
         self._workers = self.workers(self.intakes)
         written = {name: each for name, each in self.destinations.items() if name not in config.only_read}
         self._heads = Heads(store, written, config.service.host, emit)
         self._scrubber = Scrubber(config, store, emit)
-        self.mirrors = {
-            name: MirrorService(mirror, store, self.destinations[mirror.source], self.ceilings.bounds, emit)
-            for name, mirror in config.mirrors.items()
-        }
+        self.mirrors = {name: self._mirror(mirror) for name, mirror in config.mirrors.items()}
+
+    def _mirror(self, mirror: Mirror) -> MirrorService:
+        from quaymaster.service.mirrors import MirrorService
+
+        source = self.destinations[mirror.source]
+        return MirrorService(mirror, self._store, source, self.ceilings.bounds, self._emit)
 
     @property
     def running(self) -> dict[int, Running]:
@@ -201,7 +208,7 @@ class Crew(Carriers):
             return new
 
         memory = anchor.memory(store, anchor.of_watch(watch.name), watch.name, watch.path)
-        held = units.Held(watch, store)
+        held = self._held(watch)
         intake = Intake(
             watch,
             known=known,
@@ -215,8 +222,17 @@ class Crew(Carriers):
             self._keepers.append(self._keeper(watch, intake, known))
         return intake
 
-    def _keeper(self, watch: Watch, intake: Intake, known: Known) -> units.Keeper:
-        return units.Keeper(
+    def _held(self, watch: Watch) -> Callable[[bytes], bool]:
+        if not watch.unit:
+            return lambda path: False
+        from quaymaster.service.units import Held
+
+        return Held(watch, self._store)
+
+    def _keeper(self, watch: Watch, intake: Intake, known: Known) -> Keeper:
+        from quaymaster.service.units import Keeper
+
+        return Keeper(
             watch,
             self._store,
             intake,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import Protocol
 
@@ -15,7 +16,6 @@ from quaymaster.pipeline.transfer import Route, Standing
 from quaymaster.pipeline.worker import Lane
 from quaymaster.service import anchor, build
 from quaymaster.service.anchor import Anchor
-from quaymaster.service.units import own_directory
 from quaymaster.source import Pulse, Root
 
 
@@ -98,3 +98,8 @@ def own(config: Config, watch: Watch, shared: Mapping[str, Destination]) -> list
         )
         found.append(Lane(route, Disposal("keep")))
     return found
+
+
+def own_directory(staging_dir: str, watch: str, destination: str) -> str:
+    """Where the lists of a watch's units for one destination are written."""
+    return os.path.join(staging_dir, "units", published_as(watch, destination))

@@ -45,6 +45,7 @@ from quaymaster.model import (
     shown,
 )
 from quaymaster.pipeline import delivered_unit, manifest
+from quaymaster.service.travel import own_directory
 from quaymaster.source import Root, identity_of
 from quaymaster.store import Filter, Store, Unit, UnitState
 
@@ -63,11 +64,6 @@ _PUBLISHED_AGAIN = 2.0
 _STOP = 2.0
 _MOST_KNOWN = 10_000
 _STUCK = (State.PARKED, State.DROPPED)
-
-
-def own_directory(staging_dir: str, watch: str, destination: str) -> str:
-    """Where the lists of a watch's units for one destination are written."""
-    return os.path.join(staging_dir, "units", published_as(watch, destination))
 
 
 class Held:
