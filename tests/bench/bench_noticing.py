@@ -157,8 +157,8 @@ def run(side: str, make: bool, base: str) -> dict[str, float]:
     return {"cpu": result["cpu"], "missed": FILES - result["noticed"], "late": result["at"] - last_close}
 
 
-def main() -> int:
-    runs = int(sys.argv[1]) if len(sys.argv) > 1 else 5
+def main() -> bool:
+    runs = 5
     base = tempfile.mkdtemp(prefix="bench-noticing-")
     good = True
     for make, what, settling in (
@@ -187,11 +187,11 @@ def main() -> int:
         good = good and ratio <= 0.6 and slack <= 3.0 and missed == 0
     os.rmdir(base)
     print("all goals met" if good else "NOT all goals met")
-    return 0 if good else 1
+    return good
 
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--side"]:
         {"intake": intake_side, "observer": observer_side}[sys.argv[2]](sys.argv[3])
     else:
-        sys.exit(main())
+        sys.exit(not main())
