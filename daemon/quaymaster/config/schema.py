@@ -642,6 +642,15 @@ class Config(_Table):
         delivered = {name for watch in self.watches.values() for name in watch.destinations}
         return frozenset(mirror.source for mirror in self.mirrors.values()) - delivered
 
+    @property
+    def secrets(self) -> list[str]:
+        """Names or paths of every file with a key pair, token or URL that nobody else may read, each once."""
+        found = [d.credentials for d in self.destinations.values() if isinstance(d, S3Destination)]
+        found += [self.api.read_token, self.api.act_token, *(hook.secret for hook in self.hooks.values())]
+        urls = [hook.url or "" for hook in self.hooks.values()]
+        found += [url.removeprefix("credential:") for url in urls if url.startswith("credential:")]
+        return list(dict.fromkeys(name for name in found if name))
+
     def effective(self) -> list[tuple[str, object, str]]:
         """Every setting in effect: dotted key, value (bytes, seconds; None where nothing is set), and from where."""
         return [(".".join(keys), value, self.where(*keys)) for keys, value, _ in show.settings(self)]

@@ -347,10 +347,7 @@ def places(config: Config, name: str) -> Iterator[tuple[str, Destination]]:
 
 def secrets(config: Config, unit: sandbox.Unit | None) -> Iterator[Finding]:
     """The modes of files with key pairs and tokens. For root: others do not see them."""
-    named = [d.credentials for d in config.destinations.values() if isinstance(d, S3Destination)]
-    for name in (*named, config.api.read_token, config.api.act_token):
-        if not name:
-            continue
+    for name in config.secrets:
         loaded = (unit.credentials.get(name, "") if unit else "") or os.path.join(CREDENTIALS, name)
         path = name if name.startswith("/") else loaded
         try:

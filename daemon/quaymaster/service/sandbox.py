@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from tempfile import TemporaryDirectory
 
-from quaymaster.config import Config, S3Destination
+from quaymaster.config import Config
 from quaymaster.config.credentials import DIRECTORY as CREDENTIALS
 from quaymaster.config.disk import within
 from quaymaster.intake.mounts import is_within
@@ -105,12 +105,10 @@ def drop_in(config: Config, unit: Unit, exists: Callable[[str], bool] = os.path.
     if at_home and unit.homes in ("yes", "tmpfs"):
         lines.append("ProtectHome=no" if set(at_home) & set(writes) else "ProtectHome=read-only")
     # An older unit, or one of the site's own, that does not hand the directory over.
-    named = [d.credentials for d in config.destinations.values() if isinstance(d, S3Destination)]
-    for name in (*named, config.api.read_token, config.api.act_token):
-        if name and not name.startswith("/") and name not in unit.credentials:
+    for name in config.secrets:
+        if not name.startswith("/") and name not in unit.credentials:
             file = os.path.join(CREDENTIALS, name)
-            known = CREDENTIALS in unit.credentials.values() or f"LoadCredential={name}:{file}" in lines
-            if not known and exists(file):
+            if CREDENTIALS not in unit.credentials.values() and exists(file):
                 lines.append(f"LoadCredential={name}:{file}")
     return lines
 

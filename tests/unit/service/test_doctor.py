@@ -259,6 +259,15 @@ def test_secrets_that_others_can_read(place: Place) -> None:
     assert found.state == "failed"
 
 
+def test_secrets_of_hooks_are_looked_at_too(place: Place) -> None:
+    secret = place.folder / "signs"
+    secret.write_text("0123456789abcdef")
+    secret.chmod(0o644)
+    place.watch = f'[hook.h]\non = ["parked"]\nurl = "http://127.0.0.1:9/"\nsecret = "{secret}"\n'
+    (found,) = doctor.secrets(place.config(), None)
+    assert (found.state, found.fix) == ("failed", f"chmod 0600 {secret}")
+
+
 def test_a_unit_that_does_not_let_the_service_write(place: Place) -> None:
     unit = Unit("quaymaster.service", read_only=True, made=(str(place.folder / "state"), str(place.folder / "staging")))
     (found,) = doctor.sandboxed(place.config(), unit)

@@ -73,6 +73,9 @@ def test_a_secret_that_only_root_may_read_has_to_be_handed_over(tmp_path: Path) 
     assert drop_in(wanted, unit(), exists=lambda _: True) == ["LoadCredential=other:/etc/quaymaster/credentials/other"]
     assert drop_in(wanted, unit(), exists=lambda _: False) == [], "it may come by another way"
     assert drop_in(config(tmp_path, text.replace("X", "archive")), unit(), exists=lambda _: True) == []
+    hook = '[hook.h]\non = ["parked"]\nurl = "credential:chat"\nsecret = "signs"\n'
+    lines = drop_in(config(tmp_path, CONFIG + hook), unit(), exists=lambda _: True)
+    assert lines == [f"LoadCredential={name}:/etc/quaymaster/credentials/{name}" for name in ("signs", "chat")]
     whole = unit(SHOWN.replace("archive:/etc/quaymaster/credentials/archive", "quaymaster:/etc/quaymaster/credentials"))
     assert drop_in(wanted, whole, exists=lambda _: True) == []
 
