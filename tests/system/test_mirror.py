@@ -180,11 +180,11 @@ def test_an_outage_is_told_and_nothing_is_removed(home: Home, bucket: Bucket, se
     told = until(lambda: (m := service.cli("mirror")[1]["mirrors"][0])["state"] == "outage" and m)
     assert "lists nothing any more" in told["reason"]
     assert released(home) == below("m/1", model(1))
-    assert "lists nothing" in service.command("status").stdout
+    until(lambda: "lists nothing" in service.command("status").stdout, 60, "status tells it")
     put_model(bucket, "n/1", model(3))
     until_released(home, below("n/1", model(3)))
     until(lambda: "m/1/model.xml" not in released(home), 60, "what is gone upstream is removed")
-    assert service.cli("mirror")[1]["mirrors"][0]["state"] == "ok"
+    until(lambda: service.cli("mirror")[1]["mirrors"][0]["state"] == "ok", 60, "all is well again")
     service.stop()
     dead = bucket.endpoint.rpartition(":")[0] + f":{free_ports(1)[0]}"
     code, said, _ = once(home, text.replace(bucket.endpoint, dead))

@@ -18,7 +18,7 @@ from quaymaster.mirror.plan import Listed
 from quaymaster.model import Emit, Event, Job, Level, Stage, State
 from quaymaster.pipeline.budget import Cancelled
 from quaymaster.pipeline.lane import Running
-from quaymaster.pipeline.retry import decide, defect
+from quaymaster.pipeline.retry import decide, defect, said
 from quaymaster.store import Queue, Store
 
 _LONG_WAY = 64 << 20
@@ -146,13 +146,7 @@ class Downloads:
         decision = decide(error, job, self.randomness)
         retry_at = self.clock() + decision.wait if decision.state is State.WAITING else None
         self.store.fail(job, decision.state, error.code, str(error), retry_at=retry_at, strike=decision.strike)
-        match decision.state:
-            case State.WAITING:
-                self._tell(job, "retry", f"{error}. Next try in {decision.wait:.0f} s", Level.WARNING, error.code)
-            case State.PARKED:
-                self._tell(job, "parked", f"{error}. Parked: quaymaster jobs retry {job.id}", Level.ERROR, error.code)
-            case _:
-                self._tell(job, "superseded", str(error), Level.INFO)
+        self._tell(job, *said(decision, error, job))
 
     def _tell(self, job: Job, kind: str, message: str, level: Level, code: str = "") -> None:
         version = job.version

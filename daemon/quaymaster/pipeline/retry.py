@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from quaymaster.errors import InternalError, Retry, TransferError
-from quaymaster.model import Job, State
+from quaymaster.model import Job, Level, State
 
 _log = logging.getLogger(__name__)
 
@@ -40,6 +40,17 @@ def decide(error: TransferError, job: Job, random: Callable[[], float]) -> Decis
             longest = min(LONGEST_WAIT, FIRST_WAIT * 2.0 ** min(job.attempts, 30))
             wait = max(longest * (0.5 + random() / 2), min(error.retry_after, LONGEST_WAIT))
             return Decision(State.WAITING, wait, strike=error.retry is Retry.LIMITED)
+
+
+def said(decision: Decision, error: TransferError, job: Job) -> tuple[str, str, Level, str]:
+    """The event that tells of it: kind, message, level and error code."""
+    match decision.state:
+        case State.WAITING:
+            return "retry", f"{error}. Next try in {decision.wait:.0f} s", Level.WARNING, error.code
+        case State.PARKED:
+            return "parked", f"{error}. Parked: quaymaster jobs retry {job.id}", Level.ERROR, error.code
+        case _:
+            return "superseded", str(error), Level.INFO, ""
 
 
 def defect(error: Exception) -> InternalError:

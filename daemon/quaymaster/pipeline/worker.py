@@ -30,7 +30,7 @@ from quaymaster.pipeline.dispose import dispose, older
 from quaymaster.pipeline.fetch import STAGED, Copy, Errand, Fetchers, fetch
 from quaymaster.pipeline.lane import Lane, Running
 from quaymaster.pipeline.publication import delivered
-from quaymaster.pipeline.retry import LONGEST_WAIT, decide, defect
+from quaymaster.pipeline.retry import LONGEST_WAIT, decide, defect, said
 from quaymaster.pipeline.transfer import Bounds, Transfer
 from quaymaster.store import Store
 
@@ -486,13 +486,7 @@ class Workers:
         decision = decide(error, job, self.randomness)
         retry_at = self.clock() + decision.wait if decision.state is State.WAITING else None
         self.store.fail(job, decision.state, error.code, str(error), retry_at=retry_at, strike=decision.strike)
-        match decision.state:
-            case State.WAITING:
-                self._tell(job, "retry", f"{error}. Next try in {decision.wait:.0f} s", Level.WARNING, error.code)
-            case State.PARKED:
-                self._tell(job, "parked", f"{error}. Parked: quaymaster jobs retry {job.id}", Level.ERROR, error.code)
-            case _:
-                self._tell(job, "superseded", str(error), Level.INFO)
+        self._tell(job, *said(decision, error, job))
 
     def _is_away(self, job: Job) -> bool:
         """Whether the whole watch is away: then what is missing was not removed, and what differs is not newer."""
