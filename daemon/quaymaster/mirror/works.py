@@ -18,7 +18,7 @@ from quaymaster.mirror.plan import Listed
 from quaymaster.model import Emit, Event, Job, Level, Stage, State
 from quaymaster.pipeline.budget import Cancelled
 from quaymaster.pipeline.lane import Running
-from quaymaster.pipeline.retry import decide, defect, said
+from quaymaster.pipeline.retry import decide, defect, told
 from quaymaster.store import Queue, Store
 
 _LONG_WAY = 64 << 20
@@ -146,11 +146,11 @@ class Downloads:
         decision = decide(error, job, self.randomness)
         retry_at = self.clock() + decision.wait if decision.state is State.WAITING else None
         self.store.fail(job, decision.state, error.code, str(error), retry_at=retry_at, strike=decision.strike)
-        self._tell(job, *said(decision, error, job))
+        self.emit(told(decision, error, job, Stage.FETCH.value))
 
-    def _tell(self, job: Job, kind: str, message: str, level: Level, code: str = "") -> None:
+    def _tell(self, job: Job, kind: str, message: str, level: Level) -> None:
         version = job.version
         self.emit(
             Event(kind, message, level, watch=version.watch, path=version.path, job=job.id, size=version.size,
-                  stage=Stage.FETCH.value, code=code)
+                  stage=Stage.FETCH.value)
         )  # fmt: skip

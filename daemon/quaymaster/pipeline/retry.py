@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from quaymaster.errors import InternalError, Retry, TransferError
-from quaymaster.model import Job, Level, State
+from quaymaster.model import Event, Job, Level, State
 
 _log = logging.getLogger(__name__)
 
@@ -42,15 +42,18 @@ def decide(error: TransferError, job: Job, random: Callable[[], float]) -> Decis
             return Decision(State.WAITING, wait, strike=error.retry is Retry.LIMITED)
 
 
-def said(decision: Decision, error: TransferError, job: Job) -> tuple[str, str, Level, str]:
-    """The event that tells of it: kind, message, level and error code."""
+def told(decision: Decision, error: TransferError, job: Job, stage: str) -> Event:
+    """What is said of it; ``stage`` is the one it failed in."""
     match decision.state:
         case State.WAITING:
-            return "retry", f"{error}. Next try in {decision.wait:.0f} s", Level.WARNING, error.code
+            event = Event("retry", f"{error}. Next try in {decision.wait:.0f} s", Level.WARNING, code=error.code)
         case State.PARKED:
-            return "parked", f"{error}. Parked: quaymaster jobs retry {job.id}", Level.ERROR, error.code
+            event = Event("parked", f"{error}. Parked: quaymaster jobs retry {job.id}", Level.ERROR, code=error.code)
         case _:
-            return "superseded", str(error), Level.INFO, ""
+            event = Event("superseded", str(error))
+    return replace(
+        event, watch=job.version.watch, path=job.version.path, job=job.id, size=job.version.size, stage=stage
+    )
 
 
 def defect(error: Exception) -> InternalError:

@@ -30,7 +30,7 @@ from quaymaster.pipeline.dispose import dispose, older
 from quaymaster.pipeline.fetch import STAGED, Copy, Errand, Fetchers, fetch
 from quaymaster.pipeline.lane import Lane, Running
 from quaymaster.pipeline.publication import delivered
-from quaymaster.pipeline.retry import LONGEST_WAIT, decide, defect, said
+from quaymaster.pipeline.retry import LONGEST_WAIT, decide, defect, told
 from quaymaster.pipeline.transfer import Bounds, Transfer
 from quaymaster.store import Store
 
@@ -486,7 +486,8 @@ class Workers:
         decision = decide(error, job, self.randomness)
         retry_at = self.clock() + decision.wait if decision.state is State.WAITING else None
         self.store.fail(job, decision.state, error.code, str(error), retry_at=retry_at, strike=decision.strike)
-        self._tell(job, *said(decision, error, job))
+        running = self.running.get(job.id)
+        self.emit(told(decision, error, job, running.stage.value if running else ""))
 
     def _is_away(self, job: Job) -> bool:
         """Whether the whole watch is away: then what is missing was not removed, and what differs is not newer."""
@@ -501,9 +502,7 @@ class Workers:
         message = f"taken {waited:.1f} s after it was queued" + (f", for try {job.attempts + 1}" * bool(job.attempts))
         self._tell(job, "taken", message, Level.INFO if job.version.size >= _LONG_WAY else Level.DEBUG)
 
-    def _tell(self, job: Job, kind: str, message: str, level: Level = Level.INFO, code: str = "") -> None:
+    def _tell(self, job: Job, kind: str, message: str, level: Level = Level.INFO) -> None:
         v, running = job.version, self.running.get(job.id)
         stage = running.stage.value if running else ""
-        self.emit(
-            Event(kind, message, level, watch=v.watch, path=v.path, job=job.id, stage=stage, size=v.size, code=code)
-        )
+        self.emit(Event(kind, message, level, watch=v.watch, path=v.path, job=job.id, stage=stage, size=v.size))
