@@ -1,7 +1,8 @@
 """zstd and gzip in one verified pass (PRODUCT P1 to P4, X3).
 
-    read ──► hash ──► compress ──► hash ──► write
-               └───── equal? ───── hash ◄── expand
+    read ──► hash ──► compress ──► expand ──► hash ──► equal?
+               │                      └─ hash ──► write  │
+               └─────────────────────────────────────────┘
 
 What was written may be published only after :func:`encode` has returned: then the stored bytes have been expanded
 again, and came to the size and SHA-256 of what was read. A second digest was chosen over comparing with kept pieces.
@@ -32,8 +33,11 @@ from quaymaster.pipeline.stages import CompressionFailed, Stages
 
 T = TypeVar("T")
 
-_READ_AHEAD, _CHUNKS_AHEAD = 2, 2
+_READ_AHEAD, _CHUNKS_AHEAD = 2, 1
 """Pieces, and compressed chunks, that wait between two stages."""
+
+_TOLD_AT_LEAST = 16 * PIECE
+"""Source bytes between two signs of progress while no compressed chunk comes along: zeros shrink to next to nothing."""
 
 
 class Layout(Enum):
@@ -42,7 +46,7 @@ class Layout(Enum):
     INLINE = "inline"
     """The calling thread does everything. Best when other files keep the other CPUs busy, and for small files."""
     THREADED = "threaded"
-    """Reading and hashing, compressing and writing, expanding and comparing overlap. Best for one large file."""
+    """Reading, compressing, expanding and writing overlap, each with its hashing. Best for one large file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +94,7 @@ def memory_needed(recipe: Recipe, size: int | None = None) -> int:
     if size is not None:
         held = min(held, size + PIECE)  # what was read, and the next read, which finds the end
     if recipe.compression is not Compression.NONE:
-        held += PIECE + (_CHUNKS_AHEAD + 3) * CHUNK
+        held += PIECE + (2 * _CHUNKS_AHEAD + 4) * CHUNK  # two are drawn for one expanded piece
         held += formats.memory_needed(recipe.compression, recipe.level, recipe.threads, size)
     return held
 
@@ -246,15 +250,32 @@ class _CompressingPass(_Pass):
     def steps(self, stages: Stages) -> Iterator[int]:
         pieces = self.ahead(stages, self.pieces(), _READ_AHEAD, "read")
         made = self.ahead(stages, self._compressed(stages, pieces), _CHUNKS_AHEAD, "compress")
-        clock = _Stopwatch(self._written(made))
-        done = 0
+        for chunks, done in self.ahead(stages, self._expanded_again(made), _CHUNKS_AHEAD, "expand"):
+            for chunk in chunks:
+                if self.stored.size + len(chunk) >= self.size:
+                    raise CompressionFailed("does not shrink")
+                start = perf_counter()
+                self.stored.update(chunk)
+                self.write(chunk)
+                self.spent("write", start)
+            yield done
+        self._prove()
+
+    def _expanded_again(self, chunks: Iterator[bytes]) -> Generator[tuple[tuple[bytes, ...], int], None, None]:
+        """The same chunks, after they were expanded, with the number of source bytes that had come out by then."""
+        drawn: list[bytes] = []
+        clock = _Stopwatch(_noted(chunks, drawn))
+        done = told = 0
         for piece in formats.expanded(clock, self.recipe.compression, self.size):
             self._expanded.update(piece)
             done += len(piece)
             self.seconds["expand"] = self.seconds.get("expand", 0.0) + clock.lap()
-            yield done
+            if drawn or done - told >= _TOLD_AT_LEAST:
+                taken, told = tuple(drawn), done
+                drawn.clear()
+                yield taken, done
             clock.lap()
-        self._prove()
+        yield tuple(drawn), done
 
     def _prove(self) -> None:
         read, expanded = self.source.result().sha256, self._expanded.hexdigest()
@@ -284,16 +305,12 @@ class _CompressingPass(_Pass):
                 return
             yield chunk
 
-    def _written(self, chunks: Iterable[bytes]) -> Iterator[bytes]:
-        """The same chunks, after they were hashed and written."""
-        for chunk in chunks:
-            if self.stored.size + len(chunk) >= self.size:
-                raise CompressionFailed("does not shrink")
-            start = perf_counter()
-            self.stored.update(chunk)
-            self.write(chunk)
-            self.spent("write", start)
-            yield chunk
+
+def _noted(chunks: Iterator[bytes], drawn: list[bytes]) -> Iterator[bytes]:
+    """The same chunks, each kept in ``drawn`` once it was asked for."""
+    for chunk in chunks:
+        drawn.append(chunk)
+        yield chunk
 
 
 class _Stopwatch:
