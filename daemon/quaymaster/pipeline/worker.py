@@ -40,6 +40,8 @@ _LONG_WAY = 64 << 20
 """Bytes from which on a file's way takes long enough to say when it begins; of smaller ones only the end is told."""
 _UNIT_PAUSE = 86400.0
 """Seconds between two looks whether a delivered file's unit is published; the publication wakes it."""
+_SWEEP_STOP = 1.0
+"""Seconds that the look at leftovers has to end; its destination may hang."""
 _STORE_PAUSE = 2.0
 """Seconds between tries while the store cannot be written (its disk is full)."""
 
@@ -70,6 +72,7 @@ class Workers:
     _carriers: dict[str, queue.SimpleQueue[Errand | None]] = field(default_factory=dict)
     _threads: list[threading.Thread] = field(default_factory=list)
     _dispatcher: threading.Thread | None = None
+    _sweeper: threading.Thread | None = None
     _free: int = 0
     _backlog: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -80,8 +83,9 @@ class Workers:
         self._free = self.files
         self._dispatcher = threading.Thread(target=self._dispatch, name="dispatch", daemon=True)
         self._dispatcher.start()
-        sweep = partial(leftovers.sweep, self.store, self.lanes, self._cancelled.wait)
-        threading.Thread(target=sweep, name="sweep", daemon=True).start()
+        sweep = partial(leftovers.sweep, self.store, self.lanes, self._stopping.wait)
+        self._sweeper = threading.Thread(target=sweep, name="sweep", daemon=True)
+        self._sweeper.start()
 
     def wake(self) -> None:
         """There may be something to claim."""
@@ -100,6 +104,8 @@ class Workers:
         self._await_moving(end)
         for thread in self._threads:
             thread.join(max(0.0, end - self.monotonic()))
+        if self._sweeper is not None:
+            self._sweeper.join(_SWEEP_STOP)
         left = [r.job for r in list(self.running.values())]
         if left:
             with suppress(StoreError):  # then the next start puts them back

@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 _INTAKE_STOP = 2.0
 """Seconds that a watch has to stop; one that takes longer hangs in its filesystem and is left behind."""
 
+_HEADS_STOP = 1.0
+"""Seconds that the head of the custody log has to be written down; a destination may hang."""
+
 
 class Carriers:
     """The destinations of a configuration, and workers on a store."""
@@ -159,6 +162,7 @@ class Crew(Carriers):
         end = time.monotonic() + timeout
         finished = self._workers.stop(timeout)
         mirrored = [mirror.stop(max(0.1, end - time.monotonic())) for mirror in self.mirrors.values()]
+        self._heads.join(_HEADS_STOP)
         self.close()
         return noticed and finished and all(mirrored)
 

@@ -122,11 +122,8 @@ class Daemon:
                 self._tell.tick()
                 self._rescan_changed(crew)
             with taking_time(self._config.service.stop_timeout + _LEAVING):
-                ended = self._shut_down(store, crew)
+                self._shut_down(store, crew)
                 api.stop()
-        if not ended:
-            # A thread hangs in a system call (a dead mount). All it would have done is in the queue.
-            os._exit(0)
         return 0
 
     # -- start --
@@ -392,8 +389,9 @@ class Daemon:
 
     # -- stop --
 
-    def _shut_down(self, store: Store, crew: Crew) -> bool:
-        """Finish or checkpoint what runs within ``stop_timeout``; True when every thread ended."""
+    def _shut_down(self, store: Store, crew: Crew) -> None:
+        """Finish or checkpoint what runs within ``stop_timeout``. A thread that hangs in a system call (a dead mount)
+        is left behind: all it would have done is in the queue."""
         timeout = self._config.service.stop_timeout
         notify("STOPPING=1", "STATUS=finishing what runs")
         running = _many(sum(len(each.running) for each in [*self._retired, crew]), "file")
@@ -402,8 +400,10 @@ class Daemon:
         hooks = [self._hooks] if self._hooks else []
         for each_hook in hooks:
             each_hook.end()
-        ended = [each.stop(max(0.1, deadline - time.monotonic())) for each in [crew, *self._retired]]
-        ended += [each_hook.stop(_HOOKS_LEAVING) for each_hook in hooks]
+        for each in [crew, *self._retired]:
+            each.stop(max(0.1, deadline - time.monotonic()))
+        for each_hook in hooks:
+            each_hook.stop(_HOOKS_LEAVING)
         open_jobs = sum(
             number for states in store.counts().values() for state, (number, _) in states.items() if not state.final
         )
@@ -414,7 +414,6 @@ class Daemon:
         self._tell.tick(last=True)
         left = _many(open_jobs, "job stays", "jobs stay")
         self._emit(Event("stopped", f"stopped; {left} in the queue", Level.NOTICE))
-        return all(ended)
 
 
 def _many(number: int, one: str, more: str = "") -> str:

@@ -120,14 +120,22 @@ class Heads:
         self._stopping = threading.Event()
         self._due: dict[str, float] = {}
         self._told_of, self._tell_at = 0, clock() + IN_JOURNAL_EVERY
+        self._threads: list[threading.Thread] = []
 
     def start(self) -> None:
         for name, act in (("head-beside", self.keep), ("head-elsewhere", self.look)):
-            threading.Thread(target=self._repeat, args=(act,), name=name, daemon=True).start()
+            self._threads.append(threading.Thread(target=self._repeat, args=(act,), name=name, daemon=True))
+            self._threads[-1].start()
 
     def stop(self) -> None:
         """Returns at once: a destination that hangs holds nobody up."""
         self._stopping.set()
+
+    def join(self, timeout: float) -> None:
+        """Wait until they have ended, for so many seconds at most."""
+        deadline = time.monotonic() + timeout
+        for thread in self._threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
 
     def keep(self) -> None:
         """Note the head beside the database; once an hour in the journal too, when anything happened."""

@@ -25,6 +25,7 @@ APPLICATION_ID = 0x51554159  # "QUAY"
 FILE_NAME = "quaymaster.db"
 _BATCH = 1000  # writers committed together; bounds how long one commit holds the lock
 _BUSY_SECONDS = 20.0
+_CLOSE_SECONDS = 5.0  # that closing waits for those who are reading or writing
 _READER_CACHE_KIB = 256  # of each thread's connection: there are many, and the kernel caches the file anyhow
 DAMAGED = (
     "Nothing was changed. Stop the service and restore a backup, or run quaymaster rebuild: it keeps the damaged file, "
@@ -42,6 +43,17 @@ class _Entry:
         self.error: BaseException | None = None
 
 
+class _Reader:
+    """A thread's connection for reading. Who uses it has the lock: SQLite crashes when a connection is closed beneath
+    a thread that is in it."""
+
+    __slots__ = ("connection", "lock")
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self.connection = connection
+        self.lock = threading.Lock()
+
+
 class Database:
     """One database file: a connection for writing, shared under group commit, and one a thread for reading."""
 
@@ -53,7 +65,8 @@ class Database:
         self._pending_lock = threading.Lock()
         self._writer_lock = threading.Lock()
         self._readers = threading.local()
-        self._all_readers: list[sqlite3.Connection] = []
+        self._all_readers: list[_Reader] = []
+        self._closed = False
         if create:
             _make_directory(directory)
         else:
@@ -88,13 +101,14 @@ class Database:
     def _commit(self, batch: list[_Entry]) -> None:
         try:
             with _mapped(self.path):
+                self._require_open()
                 self._writer.execute("BEGIN IMMEDIATE")
                 for entry in batch:
                     self._run(entry, alone=len(batch) == 1)
                 self._writer.execute("COMMIT")
         except BaseException as error:
             with suppress(sqlite3.Error):
-                if self._writer.in_transaction:
+                if not self._closed and self._writer.in_transaction:
                     self._writer.execute("ROLLBACK")
             for entry in batch:
                 entry.error = entry.error or error
@@ -118,20 +132,32 @@ class Database:
     @contextmanager
     def read(self) -> Iterator[Transaction]:
         """A consistent view for reading; sees every commit made before it began."""
+        reader: _Reader | None = getattr(self._readers, "reader", None)
         with _mapped(self.path):
-            connection: sqlite3.Connection | None = getattr(self._readers, "connection", None)
-            if connection is None:
-                connection = self._connect()
-                connection.execute("PRAGMA query_only = ON")
-                connection.execute(f"PRAGMA cache_size = -{_READER_CACHE_KIB}")
-                self._readers.connection = connection
-                self._all_readers.append(connection)
-            connection.execute("BEGIN")
-            try:
-                yield connection
-            finally:
-                if connection.in_transaction:
-                    connection.execute("COMMIT")
+            if reader is None:
+                reader = self._new_reader()
+            with reader.lock:
+                self._require_open()
+                connection = reader.connection
+                connection.execute("BEGIN")
+                try:
+                    yield connection
+                finally:
+                    if connection.in_transaction:
+                        connection.execute("COMMIT")
+
+    def _new_reader(self) -> _Reader:
+        self._require_open()
+        connection = self._connect()
+        connection.execute("PRAGMA query_only = ON")
+        connection.execute(f"PRAGMA cache_size = -{_READER_CACHE_KIB}")
+        reader = self._readers.reader = _Reader(connection)
+        self._all_readers.append(reader)
+        return reader
+
+    def _require_open(self) -> None:
+        if self._closed:
+            raise StoreError(f"The database {self.path} is closed", "The service or command that used it has ended")
 
     def damage(self) -> str:
         """The first thing that SQLite finds wrong with the file, or an empty string."""
@@ -140,9 +166,16 @@ class Database:
         return "" if found == "ok" else found
 
     def close(self) -> None:
-        for connection in [*self._all_readers, self._writer]:
-            with suppress(sqlite3.Error):
-                connection.close()
+        """From now on everybody else gets StoreError. Waits for those who are in it; a connection that is still used
+        after some seconds stays open."""
+        self._closed = True
+        end = time.monotonic() + _CLOSE_SECONDS
+        used = [(each.lock, each.connection) for each in self._all_readers]
+        for lock, connection in [*used, (self._writer_lock, self._writer)]:
+            if lock.acquire(timeout=max(0.0, end - time.monotonic())):
+                with suppress(sqlite3.Error):
+                    connection.close()
+                lock.release()
 
     def _connect(self) -> sqlite3.Connection:
         connection = sqlite3.connect(

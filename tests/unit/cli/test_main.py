@@ -258,3 +258,27 @@ def test_what_is_printed_on_a_terminal_fits_it(scene) -> None:
     assert len(lines) <= 23
     assert max(map(len, lines)) <= 80
     assert any("more" in line for line in lines)
+
+
+def test_a_process_ends_with_its_exit_code_while_threads_hang(scene) -> None:
+    code = """
+import atexit, sys, threading, time
+import quaymaster.__main__ as process
+
+class LateToGo:  # what crashes in C code shows in Python only as what is done while the interpreter is taken down
+    def __del__(self):
+        print("taken down", flush=True)
+
+def main():
+    global late
+    late = LateToGo()
+    threading.Thread(target=time.sleep, args=(3600,)).start()
+    atexit.register(print, "last words")
+    print("done", end=" ")
+    return 3
+
+process.main = main
+process.start()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (3, "done last words\n", "")

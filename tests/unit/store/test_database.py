@@ -8,14 +8,16 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
-from quaymaster.errors import StoreDamaged, StoreFull, StoreTooNew, StoreUnwritable
+from quaymaster.errors import StoreDamaged, StoreError, StoreFull, StoreTooNew, StoreUnwritable
 from quaymaster.model import FileVersion, Identity
 from quaymaster.store import Filter, Store
+from quaymaster.store.db import Database, Transaction
 
 _WRITER = """
 import sys
@@ -154,3 +156,58 @@ def test_a_full_disk_is_said_loses_nothing_and_goes_on_when_there_is_room(tmp_pa
         store.close()
     finally:
         subprocess.run(["umount", "-l", str(tmp_path)], check=True)
+
+
+# -- closing --
+
+
+def in_it(database: Database, how: str, entered: threading.Event, go_on: threading.Event, found: list[object]) -> None:
+    """Use the database, and stay in it until told to go on."""
+
+    def use(t: Transaction) -> object:
+        entered.set()
+        assert go_on.wait(60)
+        return t.execute("SELECT 7").fetchone()[0]
+
+    try:
+        if how == "write":
+            found.append(database.write(use))
+        else:
+            with database.read() as t:
+                found.append(use(t))
+    except BaseException as error:
+        found.append(error)
+
+
+@pytest.mark.parametrize("how", ["read", "write"])
+def test_a_connection_is_not_closed_beneath_a_thread_that_uses_it(tmp_path: Path, how: str) -> None:
+    """SQLite would crash the process there."""
+    database = Database(str(tmp_path), create=True)
+    entered, go_on, found = threading.Event(), threading.Event(), []
+    using = threading.Thread(target=in_it, args=(database, how, entered, go_on, found))
+    closing = threading.Thread(target=database.close)
+    using.start()
+    assert entered.wait(60)
+    closing.start()
+    closing.join(0.1)
+    assert closing.is_alive(), "it waits"
+    go_on.set()
+    for thread in (using, closing):
+        thread.join(60)
+    assert found == [7]
+    in_it(database, how, entered, go_on, found)
+    assert isinstance(found[1], StoreError)
+    assert "is closed" in str(found[1])
+
+
+def test_closing_does_not_wait_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("quaymaster.store.db._CLOSE_SECONDS", 0.05)
+    database = Database(str(tmp_path), create=True)
+    entered, go_on, found = threading.Event(), threading.Event(), []
+    using = threading.Thread(target=in_it, args=(database, "read", entered, go_on, found))
+    using.start()
+    assert entered.wait(60)
+    database.close()
+    go_on.set()
+    using.join(60)
+    assert found == [7]
