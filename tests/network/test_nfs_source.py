@@ -222,3 +222,29 @@ def in_trouble(service: GuestService, name: str) -> dict[str, Any]:
     """What ``status`` says of a watch, once that it is not well and why; else nothing."""
     found = service.watch(name)
     return found if found["state"] != "watching" and found["reason"] else {}
+
+
+@pytest.mark.parametrize("version", ["4.2", pytest.param("3", marks=pytest.mark.soak)])
+def test_a_run_that_another_host_writes_is_a_unit_when_its_marker_is_there(
+    server: FileServer, client: Client, other_client: Client, serve: Serve, version: str
+) -> None:
+    """Nothing tells this kernel of the marker, and it was asked for before it was there: it is found by listing."""
+    folder = server.folder()
+    archive, mounted = archive_of(client, folder), client.mount(folder, f"/mnt/{folder}", version)
+    written = other_client.mount(folder, f"/mnt/{folder}", version)
+    unit = {"unit": '"directory"', "unit_complete": '["Complete.txt"]', "after": '"delete"', "settle": '"1s"'}
+    service = serve(client, watch("share", mounted, archive, **unit))
+    other_client.machine.check(
+        f"mkdir -p {written}/run/Data && echo one >{written}/run/Data/a && echo >{written}/run/b"
+    )
+    until(lambda: [found["why"] for found in service.cli("units")["units"]] == ["Complete.txt is missing"], 60)
+    until(lambda: len(fetched(client.machine, archive)) == 2, 60, "the files travel before the run is whole")
+    assert set(server.files(folder)) == {"run/Data/a", "run/b"}, "a source is gone before its unit is published"
+    other_client.machine.check(f"touch {written}/run/Complete.txt")
+    until(lambda: service.cli("units")["units"][0]["state"] == "published", 60, f"{service.cli('units')}")
+    arrived = fetched(client.machine, archive)
+    manifest = json.loads(arrived["run/quaymaster-manifest.json"])
+    assert [entry["path"] for entry in manifest["files"]] == ["Complete.txt", "Data/a", "b"]
+    until(lambda: server.files(folder) == {}, 60, "the sources are removed")
+    assert [(found["generation"], found["files"]) for found in service.cli("units")["units"]] == [(1, 3)]
+    assert service.cli("verify", "--unit", f"{mounted}/run")["ok"]

@@ -271,6 +271,66 @@ def test_a_test_says_what_came_of_it_whether_the_service_runs_or_not(
     assert "There is no hook nobody. The hooks are: web, bad" in done.stderr
 
 
+def test_a_kill_at_any_step_of_telling_tells_once_and_again_only_what_was_not_recorded(
+    home: Home, receiver: Receiver
+) -> None:
+    """Taken from the custody log, told, recorded as told: only between the last two a kill makes it heard twice."""
+    service = Service(home.config() + webhook(home, receiver, "parallel = 1"), home.folder)
+    taken, told = "commit of Outbox.feed.<lambda>", "commit of Outbox.settle.act"
+    steps = [(taken, "before"), (taken, "after"), (told, "before"), (told, "after")]
+    for number, (step, when) in enumerate(steps):
+        home.land(f"f{number}", b"content")
+        assert service.is_killed_at(step, when), f"it never came to {step}"
+    with service:
+        until(lambda: standing(service)["confirmed"] == len(steps), 60)
+        assert standing(service)["waiting"] == 0
+    heard = [event["id"] for event in receiver.told]
+    assert len(set(heard)) == len(steps)
+    assert len(heard) == len(steps) + 1
+    assert receiver.wrong == []
+
+
+def test_a_unit_is_told_when_it_is_at_every_destination_and_its_lists_are_not(
+    home: Home, serve: Serve, receiver: Receiver
+) -> None:
+    """One destination refuses the manifest: somebody else's is there. The sources wait for that, and for the hook."""
+    receiver.answer = lambda event: 503 if event["event"] == "unit-complete" and len(receiver.told) < 6 else 200
+    second = home.folder / "second"
+    (second / "run").mkdir(parents=True)
+    (second / "run/quaymaster-manifest.json").write_text("somebody else's")
+    both = "".join(
+        f'[destination.{name}]\ntype = "directory"\npath = {quoted(path)}\n'
+        for name, path in (("archive", home.archive), ("second", second))
+    )
+    settings = 'unit = "directory"\nunit_idle = "1s"\nafter = "delete"\nafter_hooks = ["web"]\n'
+    on = '["delivered", "parked", "unit-complete"]'
+    service = serve(
+        home.config(f'{settings}destinations = ["archive", "second"]', both) + webhook(home, receiver, on=on)
+    )
+    home.land("run/a", b"a")
+    home.land("run/sub/b", b"b")
+    until(lambda: len(receiver.told) == 5, 60, f"{receiver.told}")
+    parked = next(event for event in receiver.told if event["event"] == "parked")
+    assert (parked["watch"], parked["destination"]) == ("landing", "second")
+    assert parked["path"] == "run/quaymaster-manifest.json"
+    delivered = sorted((e["path"], e["destination"]) for e in receiver.told if e["event"] == "delivered")
+    assert delivered == [(path, to) for path in ("run/a", "run/sub/b") for to in ("archive", "second")]
+    assert sorted(os.listdir(home.landing / "run")) == ["a", "sub"]
+    (second / "run/quaymaster-manifest.json").unlink()
+    assert service.cli("jobs", "retry", "--state", "parked")[0] == 0
+    until(lambda: standing(service)["refused"] == 1, 60)
+    assert sorted(os.listdir(home.landing / "run")) == ["a", "sub"]
+    receiver.answer = lambda event: 200
+    assert service.cli("hooks", "retry", "web")[0] == 0
+    until(lambda: not [name for _, _, names in os.walk(home.landing) for name in names], 60)
+    (unit,) = [event for event in receiver.told if event["event"] == "unit-complete"]
+    assert (unit["watch"], unit["unit"], unit["files"], sorted(unit["manifests"])) == (
+        "landing", "run", 2, ["archive", "second"],
+    )  # fmt: skip
+    assert len(receiver.once()) == 6
+    service.stop()
+
+
 @pytest.mark.parametrize("how", ["retry", "skip"])
 def test_sources_of_a_unit_stay_until_somebody_has_taken_the_unit(
     home: Home, serve: Serve, receiver: Receiver, how: str

@@ -439,3 +439,43 @@ def _killed_at_random(home: Home, bucket: Bucket, kills: int) -> str:
         until(lambda: (hidden(home, "objects"), hidden(home, "assembly")) == ([], []), 60)
     assert service.cli("audit", "verify")[0] == 0
     return f"{kills} kills, {seen} versions looked at"
+
+
+def told_by(home: Home, events: str) -> tuple[str, Callable[[], set[tuple[str, str]]]]:
+    """A hook that is told of the mirror alone, and what it was told."""
+    told = home.folder / "told"
+
+    def found() -> set[tuple[str, str]]:
+        said = [json.loads(line) for line in told.read_text().splitlines()] if told.exists() else []
+        assert {event["mirror"] for event in said} <= {"models"}
+        return {(event["event"], event.get("path", "")) for event in said}
+
+    script = f"cat >> {told}; echo >> {told}"
+    hook = f'[hook.its]\non = {events}\nwatches = ["models"]\ncommand = ["/bin/sh", "-c", "{script}"]\nparallel = 1\n'
+    return hook, found
+
+
+def test_hooks_that_name_a_mirror_are_told_of_what_it_released_and_did_not_take(
+    home: Home, bucket: Bucket, serve: Callable[..., Service]
+) -> None:
+    hook, told = told_by(home, '["integrity-failure", "parked", "released"]')
+    put(bucket, "bad/1/SHA256SUMS", f"{'0' * 64}  model.bin\n".encode())
+    put(bucket, "bad/1/model.bin", b"other bytes")
+    put_model(bucket, "good/1", model(1))
+    service = serve(config(home, bucket, watch=hook))
+    wanted = {("parked", "bad/1"), ("integrity-failure", "bad/1"), ("released", "good/1")}
+    until(lambda: told() == wanted, 60)
+    service.stop()
+
+
+@pytest.mark.soak
+def test_hooks_that_name_a_mirror_are_told_of_its_outage_and_its_end(
+    home: Home, bucket: Bucket, serve: Callable[..., Service]
+) -> None:
+    hook, told = told_by(home, '["outage", "recovered"]')
+    service = serve(config(home, bucket, watch=hook))
+    os.rename(place(home), home.folder / "away")
+    until(lambda: told() == {("outage", "")}, 60)
+    os.rename(home.folder / "away", home.folder / "models")
+    until(lambda: told() == {("outage", ""), ("recovered", "")}, 60)
+    service.stop()

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
@@ -115,19 +112,7 @@ def test_sigkill_in_the_middle_of_many(home: Home, bucket: Bucket, step: str, wh
     """After the next start every file is there once, with one proof."""
     service = Service(config(home, bucket), home.folder)
     content = landed(home, 80)
-    here = str(Path(__file__).parent.parent)
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), here]))}
-    command = [sys.executable, "-m", "system.killed_at", str(home.folder / "steps"), step, when]
-    with service.log_file.open("ab") as log:
-        process = subprocess.Popen(
-            [*command, "run", "--config", str(service.config_file)],
-            env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-        )  # fmt: skip
-    try:
-        assert process.wait(60) == -9, service.log
-    finally:
-        process.kill()
-        process.wait()
+    assert service.is_killed_at(step, when), service.log
     with service:
         service.until_done(80, 120)
         arrived_once(bucket, service, content)

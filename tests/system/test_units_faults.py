@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import pytest
 
@@ -25,29 +23,6 @@ STEPS_OF_PUBLICATION = (
     ("link in publish_name", 5),  # … and the manifest
     ("commit of Units.published.act", 1),
 )
-
-
-class Killed:
-    """A service that is killed at a step, and runs again."""
-
-    def __init__(self, home: Home) -> None:
-        self.home = home
-        self.service = Service(home.config(RUN), home.folder)
-
-    def kill_at(self, step: str, when: str, occurrence: int) -> bool:
-        here = str(Path(__file__).parent.parent)
-        command = [sys.executable, "-m", "system.killed_at", str(self.home.folder / "steps"), step, when]
-        with self.service.log_file.open("ab") as log:
-            process = subprocess.Popen(
-                [*command, "run", "--config", str(self.service.config_file)],
-                env={**self.service.environment, "PYTHONPATH": here, "KILLED_AT_OCCURRENCE": str(occurrence)},
-                stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-            )  # fmt: skip
-        try:
-            return process.wait(60) == -9
-        finally:
-            process.kill()
-            process.wait()
 
 
 def test_a_marker_that_goes_and_comes_back_and_a_unit_that_is_renamed(home: Home, serve: Serve) -> None:
@@ -133,16 +108,16 @@ def test_a_lost_ledger_makes_no_generation_twice(home: Home, serve: Serve) -> No
 
 def killed_and_finished(home: Home, steps: Sequence[tuple[str, int]], when: str) -> None:
     """A unit for each step: the service is killed there, and runs again to the end."""
-    campaign = Killed(home)
+    service = Service(home.config(RUN), home.folder)
     for number, (step, occurrence) in enumerate(steps):
         path = f"run{number}"
         expected = land(home, {"a": b"a", "sub/b": b"%d" % number, "CopyComplete.txt": b""}, path)
-        assert campaign.kill_at(step, when, occurrence), f"it never came to {step}"
-        with campaign.service as service:
+        assert service.is_killed_at(step, when, occurrence), f"it never came to {step}"
+        with service:
             published(service, path=path.encode())
             check_archive(home, expected, path)
             until(lambda: not home.leftovers())
-    with campaign.service.store() as store:
+    with service.store() as store:
         entries = [entry.fields for entry in store.custody()]
         assert store.custody_broken_at() is None
     said = [(entry["path"], entry["generation"]) for entry in entries if entry["kind"] == "unit-published"]

@@ -6,6 +6,8 @@ Nothing here may fail or print: a wrong configuration, or a queue that cannot be
 from __future__ import annotations
 
 import functools
+import os
+import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
 Offer = Callable[[click.Context, click.Parameter, str], list[CompletionItem]]
 _MOST = 1000
 """Jobs that are looked at, the newest; a shell shows fewer."""
+_PLAIN = re.compile(rb"[A-Za-z0-9_./+%@-]+")
+"""Paths that no shell takes for something else; the others it completes itself, as files."""
 
 
 def _offer(find: Callable[[click.Context, str], Iterable[CompletionItem]]) -> Offer:
@@ -58,7 +62,53 @@ def destinations(context: click.Context, incomplete: str) -> Iterable[Completion
 @_offer
 def places(context: click.Context, incomplete: str) -> Iterable[CompletionItem]:
     """Watches, and directories."""
-    return [*_starting(_config(context).watches, incomplete, "a watch"), CompletionItem(incomplete, type="dir")]
+    return [_directory(incomplete), *_starting(_config(context).watches, incomplete, "a watch")]
+
+
+@_offer
+def hooks(context: click.Context, incomplete: str) -> Iterable[CompletionItem]:
+    return _starting(_config(context).hooks, incomplete, "a hook")
+
+
+@_offer
+def events(_context: click.Context, incomplete: str) -> Iterable[CompletionItem]:
+    """What hooks can be told of."""
+    from quaymaster.store.outbox import EVENTS
+
+    return _starting(EVENTS, incomplete, "an event")
+
+
+@_offer
+def untold(context: click.Context, incomplete: str) -> Iterable[CompletionItem]:
+    """Numbers of events that the hook that is named was not told, those that failed first."""
+    session = session_of(context)
+    with session.store(session.config()) as store:
+        found = store.outbox.messages(str(context.params.get("name")), _MOST)
+    return [
+        CompletionItem(str(message.id), help=f"{message.event} {message.fields.get('path', '')}".strip())
+        for message in found
+        if str(message.id).startswith(incomplete)
+    ]
+
+
+def units(*states: str) -> Offer:
+    """Directories that are units in these states, or in any, and directories."""
+
+    @_offer
+    def offer(context: click.Context, incomplete: str) -> Iterable[CompletionItem]:
+        from quaymaster.store import UnitState
+
+        session = session_of(context)
+        config = session.config()
+        with session.store(config) as store:
+            known = store.units.find(states=[UnitState(state) for state in states])
+        watches = {name: os.fsencode(watch.path) for name, watch in config.watches.items()}
+        paths = [(os.path.join(watches[u.watch], u.path), u.state) for u in known if u.watch in watches]
+        found = [(os.fsdecode(path), state) for path, state in paths if _PLAIN.fullmatch(path)]
+        named = [CompletionItem(path, help=f"a unit, {state}") for path, state in found if path.startswith(incomplete)]
+        return [_directory(incomplete), *named[:_MOST]]
+
+    return offer
 
 
 @_offer
@@ -107,4 +157,9 @@ def files(context: click.Context, parameter: click.Parameter, incomplete: str) -
 
 
 def directories(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    return [CompletionItem(incomplete, type="dir")]
+    return [_directory(incomplete)]
+
+
+def _directory(incomplete: str) -> CompletionItem:
+    """Before names: for bash it would take away those before it, and comes into play where none fits."""
+    return CompletionItem(incomplete, type="dir")

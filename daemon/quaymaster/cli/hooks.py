@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING
 
 import click
 
-from quaymaster.cli import show
+from quaymaster.cli import complete, show
 from quaymaster.cli.pause import operator
 from quaymaster.cli.session import Session, WordLeftOut, in_session, shared_options
 from quaymaster.errors import UsageError
 from quaymaster.service.view.records import Record
 
 if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
     from quaymaster.config import Config, Hook
     from quaymaster.store import Store
 
@@ -29,6 +31,12 @@ class _Hooks(WordLeftOut):
 
     def implied(self, first: str) -> str:
         return "show" if first and not first.startswith("-") else "list"
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Words, names, and the options of the word that may be left out."""
+        if incomplete.startswith("-"):
+            return list_hooks.shell_complete(click.Context(list_hooks, parent=ctx), incomplete)
+        return [*super().shell_complete(ctx, incomplete), *complete.hooks(ctx, show_hook.params[0], incomplete)]
 
 
 @click.group("hooks", cls=_Hooks)
@@ -97,7 +105,7 @@ def _trouble(hook: Record, now: float) -> str:
 
 
 @command.command("show")
-@click.argument("name")
+@click.argument("name", shell_complete=complete.hooks)
 @click.option("--limit", type=click.IntRange(1, 1000), default=50, help="At most N events. [50]")
 @in_session
 def show_hook(session: Session, name: str, limit: int) -> int:
@@ -137,8 +145,13 @@ def _event_lines(events: list[Record], columns: int) -> list[str]:
 
 
 @command.command("test")
-@click.argument("name")
-@click.option("--event", metavar="EVENT", help="Of this kind; else the first that the hook is told of.")
+@click.argument("name", shell_complete=complete.hooks)
+@click.option(
+    "--event",
+    metavar="EVENT",
+    shell_complete=complete.events,
+    help="Of this kind; else the first that the hook is told of.",
+)
 @in_session
 def test(session: Session, name: str, event: str | None) -> int:
     """Send a test now, marked with "test": true, and say what came of it.
@@ -203,7 +216,7 @@ def _sample(config: Config, hook: Hook, event: str) -> Record:
 
 
 @command.command("retry")
-@click.argument("name")
+@click.argument("name", shell_complete=complete.hooks)
 @in_session
 def retry(session: Session, name: str) -> int:
     """Tell a hook again now what it did not take, also what was given up."""
@@ -219,8 +232,15 @@ def retry(session: Session, name: str) -> int:
 
 
 @command.command("skip")
-@click.argument("name")
-@click.argument("numbers", nargs=-1, required=True, type=click.IntRange(1), metavar="NUMBER...")
+@click.argument("name", shell_complete=complete.hooks)
+@click.argument(
+    "numbers",
+    nargs=-1,
+    required=True,
+    type=click.IntRange(1),
+    metavar="NUMBER...",
+    shell_complete=complete.untold,
+)
 @in_session
 def skip(session: Session, name: str, numbers: tuple[int, ...]) -> int:
     """Never tell a hook these events: their numbers are in quaymaster hooks NAME. A source that waits for them with

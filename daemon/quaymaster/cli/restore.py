@@ -80,7 +80,12 @@ def moment(_context: click.Context, _option: click.Parameter, text: str | None) 
     "--to", metavar="DIR", shell_complete=complete.directories, help="Below this directory, instead of where they were."
 )
 @click.option("--from-destination", is_flag=True, help="Without the ledger: by what the destination alone tells.")
-@click.option("--unit", metavar="DIR|KEY", help="A directory that was delivered as one, by its manifest alone.")
+@click.option(
+    "--unit",
+    metavar="DIR|KEY",
+    shell_complete=complete.units("published"),
+    help="A directory that was delivered as one, by its manifest alone.",
+)
 @click.option("--dry-run", is_flag=True, help="Only say what would be done.")
 @click.option("--workers", type=click.IntRange(1, 64), default=4, help="Files at once; 4 if not given.")
 @click.option("--quiet", is_flag=True, help="No progress; failures and the summary alone.")

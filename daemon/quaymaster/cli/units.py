@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from quaymaster.cli import complete as offer
 from quaymaster.cli import show
 from quaymaster.cli.pause import operator
 from quaymaster.cli.session import Session, in_session
@@ -24,7 +25,7 @@ _STATES = ("open", "complete", "published", "abandoned")
 
 
 @click.group("units", invoke_without_command=True)
-@click.option("--watch", metavar="NAME", default="", help="Only units of this watch.")
+@click.option("--watch", metavar="NAME", default="", shell_complete=offer.watches, help="Only units of this watch.")
 @click.option("--state", "states", type=click.Choice(_STATES), multiple=True, help="Only in this state; repeatable.")
 @in_session
 @click.pass_context
@@ -68,7 +69,7 @@ def command(context: click.Context, session: Session, watch: str, states: tuple[
 
 
 @command.command("show")
-@click.argument("path", metavar="PATH")
+@click.argument("path", metavar="PATH", shell_complete=offer.units())
 @in_session
 def show_one(session: Session, path: str) -> int:
     """Show one unit: how it stands, what it waits for, and its files that are not delivered."""
@@ -122,7 +123,7 @@ def _undelivered(config: Config, store: Store, unit: Unit) -> tuple[list[tuple[s
 
 
 @command.command("complete")
-@click.argument("path", metavar="PATH")
+@click.argument("path", metavar="PATH", shell_complete=offer.units("open", "complete", "abandoned"))
 @in_session
 def complete(session: Session, path: str) -> int:
     """Publish what there is of a unit, although something is missing: its manifest says so, and by whom. What is
@@ -131,7 +132,7 @@ def complete(session: Session, path: str) -> int:
 
 
 @command.command("abandon")
-@click.argument("path", metavar="PATH")
+@click.argument("path", metavar="PATH", shell_complete=offer.units("open", "complete"))
 @in_session
 def abandon(session: Session, path: str) -> int:
     """Close a unit without a manifest. Its files travel on; with after = "delete" or "move" they stay where they are.

@@ -49,7 +49,12 @@ def size(_context: click.Context, _option: click.Parameter, text: str | None) ->
     help="How thoroughly; checksum if not given.",
 )
 @click.option("--budget", metavar="SIZE", callback=size, help="Read at most so many bytes, such as 50GiB.")
-@click.option("--unit", metavar="DIR|KEY", help="A directory that was delivered as one, by its manifest alone.")
+@click.option(
+    "--unit",
+    metavar="DIR|KEY",
+    shell_complete=complete.units("published"),
+    help="A directory that was delivered as one, by its manifest alone.",
+)
 @click.option("--quiet", is_flag=True, help="No progress; faults and the summary alone.")
 @in_session
 def command(

@@ -79,11 +79,17 @@ def check_hooks(
                 problems.add(keys, f"there is no hook {quoted(wanted)}; add a table [hook.NAME], or remove it")
             elif awaited.watches and name not in awaited.watches:
                 problems.add(keys, f"hook {wanted} is not told of this watch; add {quoted(name)} to its watches")
-            elif not ({"delivered", "unit-complete"} if found.unit else {"delivered"}) & set(awaited.on):
-                problems.add(keys, f'hook {wanted} is told of no delivery of it; add "delivered" to its on')
+            elif not _waited_for(found) & set(awaited.on):
+                advice = ", or write after_unit = true" if "unit-complete" in awaited.on and found.unit else ""
+                problems.add(keys, f'hook {wanted} is told of no delivery of it; add "delivered" to its on{advice}')
         if found.after_hooks and found.after == "keep":
             advice = 'write after = "delete" or "move:DIRECTORY", or remove it'
             problems.add(("watch", name, "after_hooks"), f"has nothing to hold back, for the source is kept; {advice}")
+
+
+def _waited_for(watch: Watch) -> set[str]:
+    """Events that come before a source of it is removed; that of a unit does when the source waits for that."""
+    return {"delivered", "unit-complete"} if watch.unit and watch.after_unit else {"delivered"}
 
 
 def _overlap(name: str, other: str, how: str, watches: Mapping[str, Watch], problems: Problems) -> None:

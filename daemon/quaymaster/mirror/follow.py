@@ -287,7 +287,7 @@ class Follower:
         except IntegrityError as error:
             if not still:  # it may just be on its way: the new files before their manifest
                 raise NotYet(f"{error}; it is refused if it is the same in the next listing") from None
-            return self._refuse(wanted, known, str(error))
+            return self._refuse(wanted, known, str(error), error.code)
         now = replace(known or MirrorUnit(wanted.path, "none"), gone_since=None)
         went_on = now.state == "releasing" and self._ground.went_on(files, now.old.encode())
         ours = now.state in ("released", "releasing")
@@ -328,9 +328,9 @@ class Follower:
         if others:
             self._store.forget_mirrored(self.name, others)
 
-    def _refuse(self, wanted: Wanted, known: MirrorUnit | None, why: str) -> MirrorUnit:
+    def _refuse(self, wanted: Wanted, known: MirrorUnit | None, why: str, code: str = "") -> MirrorUnit:
         unit = replace(known or MirrorUnit(wanted.path, "none"), refused=self._fingerprint(wanted), error=why)
-        self._store.put_unit(self.name, unit, "quarantined", {"error": why})
+        self._store.put_unit(self.name, unit, "quarantined", {"error": why, "code": code})
         self._say("quarantined", f"not released: {why}", Level.ERROR, wanted.path, "quarantined")
         return unit
 

@@ -322,7 +322,8 @@ class Daemon:
         running = self._running(crew)
         crew.listen()
         said: dict[str, dict[str, Any]] = {f"watch:{n}": _of_watch(i.status()) for n, i in crew.intakes.items()}
-        said |= {f"mirror:{name}": mirror.record() for name, mirror in crew.mirrors.items()}
+        mirrors = {name: mirror.record() for name, mirror in crew.mirrors.items()}
+        said |= {f"mirror:{name}": body for name, body in mirrors.items()}
         said |= {f"destination:{name}": dict(body) for name, body in self._destinations.items()}
         self._live.tick(running)
         said["progress"] = {"jobs": self._live.progress(running)}
@@ -336,7 +337,7 @@ class Daemon:
                     self._reported[name] = body
             if self._outages:
                 watches = [intake.status() for intake in crew.intakes.values()]
-                self._outages.look(watches, self._destinations, time.time())
+                self._outages.look(watches, self._destinations, mirrors, time.time())
         self._tell_standing(store, crew, running)
 
     def _running(self, crew: Crew) -> dict[int, Running]:

@@ -551,7 +551,8 @@ class Store:
         def act(t: Any) -> None:
             mirrors.put_unit(t, mirror, unit)
             if kind:
-                custody.append(t, kind, self._clock(), watch=mirror, path=unit.path, details=details or {})
+                said = {**(details or {}), "mirror": mirror}
+                custody.append(t, kind, self._clock(), watch=mirror, path=unit.path, details=said)
 
         self._db.write(act)
 

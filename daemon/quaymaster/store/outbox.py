@@ -34,6 +34,7 @@ _IDLE_STRIDE = 5000
 _EVENTS = {
     "delivered": "delivered",
     "parked": "parked",
+    "quarantined": "parked",
     "unit-published": "unit-complete",
     "outage": "outage",
     "recovered": "recovered",
@@ -41,7 +42,7 @@ _EVENTS = {
     "released": "released",
 }
 """Kind of a custody entry -> event."""
-EVENTS = tuple(_EVENTS.values())
+EVENTS = tuple(dict.fromkeys(_EVENTS.values()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,14 +54,14 @@ class Wants:
     """Only what has to do with these; empty: everything."""
 
     def events(self, fields: Mapping[str, Any]) -> list[str]:
-        """Which of them a custody entry is: none, one, or for a file that is parked because its bytes differ two."""
+        """Which of them a custody entry is: none, one, or for what is parked because its bytes differ two."""
         name, kind = str(fields.get("watch", "")), str(fields.get("kind"))
         if self.watches and watch_of(name) not in self.watches:
             return []
         if kind == "delivered" and name != watch_of(name):
             return []  # a list of a unit: "unit-complete" tells of it
         found = [_EVENTS[kind]] if kind in _EVENTS else []
-        if kind in ("parked", "waiting") and fields.get("code") == IntegrityError.code:
+        if kind in ("parked", "quarantined", "waiting") and fields.get("code") == IntegrityError.code:
             found.append("integrity-failure")
         return [event for event in found if event in self.on]
 
@@ -295,7 +296,11 @@ class Outbox:
                 " VALUES (?, 0, ?, 'test ' || hex(randomblob(8)), ?, ?) RETURNING id",
                 values,
             )
-            return int(row.fetchone()[0])
+            number = int(row.fetchone()[0])
+            # Numbers come again once nothing has them: what an earlier test came to is not the answer to this one.
+            earlier = "UPDATE hooks SET tested = '{}' WHERE name = ? AND json_extract(tested, '$.id') = ?"
+            t.execute(earlier, (hook, number))
+            return number
 
         return self._db.write(act)
 

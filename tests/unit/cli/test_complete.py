@@ -6,6 +6,7 @@ import pytest
 from click.shell_completion import BashComplete
 
 from quaymaster.cli import COMPLETE, PROGRAM, commands
+from quaymaster.store.outbox import Wants
 
 
 @pytest.fixture
@@ -30,7 +31,7 @@ def test_names_of_watches_and_destinations(offered) -> None:
     for command in ("verify", "restore"):
         assert offered(command, "--destination", "arch") == ["archive"]
     assert offered("accept", "") == ["sequencer", "archive"]
-    assert offered("sync", "") == offered("report", "") == ["sequencer", "dir"]
+    assert offered("sync", "") == offered("report", "") == ["dir", "sequencer"]
     assert offered("pause", "x") == []
     assert offered("pause", "sequencer", "") == [], "it is named already"
 
@@ -48,6 +49,39 @@ def test_numbers_of_jobs_that_the_word_is_for(scene, offered) -> None:
     assert offered("jobs", "retry", "--error", "") == ["conflict"]
     (item,) = BashComplete(commands, {}, PROGRAM, COMPLETE).get_completions(["jobs", "retry"], "1")
     assert item.help == "parked sequencer/parked"
+
+
+def test_hooks_their_events_and_what_they_were_not_told(scene, offered) -> None:
+    scene.config.write_text(scene.config.read_text() + '[hook.mail]\non = ["parked"]\ncommand = ["/usr/bin/mail-it"]\n')
+    scene.store.outbox.register({"mail": Wants(frozenset({"parked"}))})
+    scene.park(scene.queue(b"a"))
+    scene.store.outbox.feed("mail")
+    for line in (["hooks", "test", "m"], ["hooks", "retry", ""], ["hooks", "skip", ""], ["hooks", "show", ""]):
+        assert offered(*line) == ["mail"], line
+    assert offered("hooks", "") == ["list", "retry", "show", "skip", "test", "mail"]
+    assert offered("hooks", "m") == ["mail"]
+    assert offered("hooks", "test", "mail", "--event", "pa") == ["parked"]
+    number = str(scene.store.outbox.messages("mail")[0].id)
+    assert offered("hooks", "skip", "mail", "") == [number]
+    assert offered("hooks", "skip", "mail", number, "") == []
+    assert "--json" in offered("hooks", "-")
+
+
+def test_units_that_the_word_is_for_and_directories(scene, offered) -> None:
+    text = scene.config.read_text().replace("[watch.sequencer]", '[watch.sequencer]\nunit = "directory"\nunit_idle = 1')
+    scene.config.write_text(text)
+    for path in (b"run1", b"run2", b"with space"):
+        scene.store.units.opened("sequencer", path)
+    (unit,) = [unit for unit in scene.store.units.find() if unit.path == b"run2"]
+    scene.store.units.abandon(unit, "me")
+    one, two = (f"{scene.watched}/{name}" for name in ("run1", "run2"))
+    assert offered("units", "show", "") == ["dir", one, two]
+    assert offered("units", "complete", f"{scene.watched}/run") == ["dir", one, two]
+    assert offered("units", "abandon", "") == ["dir", one]
+    assert offered("units", "show", "nowhere") == ["dir"]
+    for command in ("verify", "restore"):
+        assert offered(command, "--unit", "/") == ["dir"], "none is published"
+    assert offered("units", "--watch", "") == ["sequencer"]
 
 
 def test_files_are_left_to_the_shell(offered) -> None:

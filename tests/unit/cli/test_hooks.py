@@ -89,6 +89,7 @@ def test_health_is_degraded_when_a_hook_has_failed_for_ten_minutes(told) -> None
     text = exposition(found, [])
     assert 'quaymaster_hook_up{hook="mail"} 0' in text
     assert 'quaymaster_hook_waiting_events{hook="mail"} 3' in text
+    assert 'quaymaster_hook_refused_events{hook="mail"} 1' in text
     assert 'quaymaster_hook_up{hook="web"} 1' in text
 
 

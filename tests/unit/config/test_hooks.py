@@ -63,6 +63,14 @@ def test_a_watch_waits_for_no_hook_that_cannot_come(site, watch: str, hook: str,
     assert told in line
 
 
+def test_a_source_that_does_not_wait_for_its_unit_waits_for_no_hook_that_is_told_of_units_alone(site) -> None:
+    units = BASE + 'unit = "directory"\nunit_idle = "1min"\nafter_hooks = ["h"]\n'
+    hook = GOOD.replace("delivered", "unit-complete")
+    assert site.load(units + hook).watches["w"].after_hooks == ("h",)
+    (line,) = site.problems(units + "after_unit = false\n" + hook)
+    assert line.endswith('is told of no delivery of it; add "delivered" to its on, or write after_unit = true')
+
+
 def test_a_source_that_is_kept_waits_for_nobody(site) -> None:
     (line,) = site.problems(BASE.replace('after = "delete"', 'after_hooks = ["h"]') + GOOD)
     assert "has nothing to hold back" in line

@@ -114,6 +114,13 @@ def test_a_day_of_status_500_costs_few_tries_and_then_all_is_told_at_once(scene:
     assert scene.standing.failing_since is None
 
 
+def test_a_list_of_a_unit_is_told_as_of_its_watch_and_destination(scene: Scene) -> None:
+    fields = {"watch": "w@nas", "path": "run/SHA256SUMS", "error": "somebody else's"}
+    found = payload(Message(1, "h", 7, "parked", 0.0, fields), "log", "host")
+    assert (found["watch"], found["destination"], found["path"]) == ("w", "nas", "run/SHA256SUMS")
+    assert found["text"] == "w/run/SHA256SUMS is parked: somebody else's"
+
+
 def test_one_event_that_nobody_takes_holds_up_its_own_file_alone(scene: Scene) -> None:
     scene.happen(b"a", b"poison", b"b")
     bad = {job.id for job in scene.store.jobs(Filter(path=b"poison"))}
@@ -230,7 +237,12 @@ def test_a_test_is_sent_even_while_the_receiver_is_down_and_is_marked(scene: Sce
     number = scene.store.outbox.test("h", "parked", {"watch": "w"})
     assert scene.turn() == 1
     assert scene.store.outbox.tested("h", number) == "no"
-    assert f"test-{number}" in scene.receiver.tries[-1]
+    first = scene.receiver.tries[-1]
+    assert first.split(":")[1].startswith("test-")
+    scene.now += 1
+    assert scene.store.outbox.test("h", "parked", {"watch": "w"}) == number
+    scene.turn()
+    assert scene.receiver.tries[-1] != first, "who drops what came already must not drop another test"
 
 
 @pytest.mark.parametrize("event", EVENTS)

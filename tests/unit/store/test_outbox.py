@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from quaymaster.config.schema import HookEvent
 from quaymaster.model import FileVersion, Identity, Job, State
-from quaymaster.store import Filter, Store, outbox
+from quaymaster.store import Filter, MirrorUnit, Store, outbox
 from quaymaster.store.outbox import DOWN, EVENTS, Message, Settled, Wants
 
 PARKED = Wants(frozenset({"parked"}))
@@ -92,6 +92,23 @@ def test_a_file_whose_bytes_differ_is_an_integrity_failure_and_parked(store: Sto
     assert [message.event for message in take(store)] == ["parked"]
     confirm(store, *take(store))
     assert [message.event for message in take(store)] == ["integrity-failure"]
+
+
+def test_a_version_that_a_mirror_did_not_take_is_parked_and_one_that_is_not_what_its_manifest_says_differs(
+    store: Store,
+) -> None:
+    store.outbox.register({"h": Wants(frozenset({"parked", "integrity-failure"}), frozenset({"models"}))})
+    store.declare(["models", "others"], [])
+    store.put_unit("models", MirrorUnit(b"m/1", "none"), "quarantined", {"error": "not served"})
+    store.put_unit("models", MirrorUnit(b"m/2", "none"), "quarantined", {"error": "other", "code": "integrity"})
+    store.put_unit("others", MirrorUnit(b"m/1", "none"), "quarantined", {"error": "not served"})
+    found = []
+    while messages := take(store):
+        found += [(message.fields["mirror"], message.fields["path"], message.event) for message in messages]
+        confirm(store, *messages)
+    assert sorted(found) == [
+        ("models", "m/1", "parked"), ("models", "m/2", "integrity-failure"), ("models", "m/2", "parked"),
+    ]  # fmt: skip
 
 
 def test_of_each_subject_only_the_oldest_is_due_and_the_others_go_on(store: Store) -> None:
@@ -215,6 +232,9 @@ def test_a_test_is_sent_before_all_else_and_leaves_nothing(store: Store) -> None
     assert store.outbox.tested("h", number) is None
     store.outbox.settle("h", [Settled(first, 2000.0, "no")])
     assert store.outbox.tested("h", number) == "no"
+    again = store.outbox.test("h", "parked", {"watch": "w"})
+    assert store.outbox.tested("h", again) is None, "that is what the test before came to"
+    store.outbox.withdraw_test(again)
     standing = store.outbox.standing()[0]
     assert (standing.waiting, standing.parked, standing.failures) == (1, 0, 0)
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from quaymaster.service.view.records import Record
+from quaymaster.store import UnitState
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -74,6 +75,7 @@ def _of_service(found: Record, reasons: list[str]) -> _Families:
             "1 unless the last delivery to it failed for a reason of the destination.",
             _up(destinations, "destination", "failing"),
         ),
+        *_of_units(configured, found["at"]),
         *_of_mirrors(found["mirrors"]),
     ]
     if verify:
@@ -83,6 +85,23 @@ def _of_service(found: Record, reasons: list[str]) -> _Families:
             ("verify_last_faulty_copies", "gauge", "Copies that were not as recorded.", faults),
         ]
     return families
+
+
+def _of_units(watches: list[Record], now: float) -> _Families:
+    """Of watches whose directories are delivered as one."""
+    found = [({"watch": watch["name"]}, watch["units"]) for watch in watches if watch["units"]]
+    oldest = [(labels, now - u["oldest_open"] if u["oldest_open"] else 0.0) for labels, u in found]
+    states = [({**labels, "state": state.value}, u[state.value]) for labels, u in found for state in UnitState]
+    return [
+        ("units", "gauge", "Directories that are delivered as one, by watch and state.", states),
+        (
+            "units_overdue",
+            "gauge",
+            "Units that are not published after unit_open_max.",
+            [(labels, u["overdue"]) for labels, u in found],
+        ),
+        ("oldest_open_unit_age_seconds", "gauge", "Age of the oldest unit that is not published.", oldest),
+    ]
 
 
 def _of_mirrors(mirrors: list[Record]) -> _Families:
@@ -198,6 +217,7 @@ def _of_hooks(hooks: list[Record]) -> _Families:
     return [
         ("hook_up", "gauge", "1 unless the hook has not taken what it was told.", up),
         ("hook_waiting_events", "gauge", "Events in the outbox that the hook was not told yet.", each("waiting")),
+        ("hook_refused_events", "gauge", "Of these, events that were tried without success.", each("refused")),
         ("hook_parked_events", "gauge", "Events that were given up.", each("parked")),
         ("hook_behind_entries", "gauge", "Entries of the custody log that wait for room.", each("behind")),
         ("hook_confirmed_total", "counter", "Events that the hook has taken, ever.", each("confirmed")),

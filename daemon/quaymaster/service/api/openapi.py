@@ -82,7 +82,7 @@ SCHEMAS: dict[str, Schema] = {
         paused=_PAUSED, oldest_queued=_or_null(NUMBER), jobs=_TALLIES, seen={"type": "object"},
         units=_or_null(
             _object(
-                **{state.value: WHOLE for state in UnitState}, overdue=WHOLE,
+                **{state.value: WHOLE for state in UnitState}, oldest_open=_or_null(NUMBER), overdue=WHOLE,
                 examples=_list(_object(**_PATHS, why=TEXT)),
             )
         ),

@@ -54,8 +54,8 @@ _SENTENCES = {
 
 def payload(message: Message, log: str, host: str) -> dict[str, Any]:
     """``log`` tells this custody log from others. ``id`` stays the same however often an event is sent."""
-    fields = message.fields
-    number = f"test-{message.id}" if message.test else str(message.entry)
+    fields = _of_lane(message.fields)
+    number = f"test-{message.since * 1000:.0f}-{message.id}" if message.test else str(message.entry)
     found: dict[str, Any] = {
         "schema": SCHEMA,
         "id": f"{log}:{number}:{message.event}",
@@ -63,7 +63,7 @@ def payload(message: Message, log: str, host: str) -> dict[str, Any]:
         "time": _iso(message.since),
         "at": message.since,
         "host": host,
-        "text": _sentence(message),
+        "text": _sentence(message, fields),
     }
     if message.test:
         found["test"] = True
@@ -79,6 +79,13 @@ def payload(message: Message, log: str, host: str) -> dict[str, Any]:
     return found
 
 
+def _of_lane(fields: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A list of a unit has a watch of its own for each destination: an event names the watch that it is about."""
+    name = str(fields.get("watch", ""))
+    watch, _, destination = name.partition("@")
+    return fields if watch == name else {**fields, "watch": watch, "destination": destination}
+
+
 def encoded(found: Mapping[str, Any]) -> bytes:
     return json.dumps(found, separators=(",", ":")).encode()
 
@@ -88,11 +95,10 @@ class _Known(dict[str, Any]):
         return ""
 
 
-def _sentence(message: Message) -> str:
-    fields = dict(message.fields)
+def _sentence(message: Message, fields: Mapping[str, Any]) -> str:
     about = "/".join(str(fields[name]) for name in ("watch", "path") if fields.get(name))
     if not fields.get("path"):
-        about = next((f"{name} {fields[name]}" for name in ("watch", "destination", "version") if fields.get(name)), "")
+        about = next((f"{name} {fields[name]}" for name in ("mirror", "watch", "destination") if fields.get(name)), "")
     known = _Known(fields, what=about, error=fields.get("error") or fields.get("text", ""))
     sentence = _SENTENCES[message.event].format_map(known)
     return f"Test: {sentence}" if message.test else sentence

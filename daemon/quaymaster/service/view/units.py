@@ -47,7 +47,8 @@ def is_overdue(config: Config, unit: Unit, now: float) -> bool:
 
 
 def units_of_watches(config: Config, store: Store, now: float) -> dict[str, Record]:
-    """For each watch that has units: how many are in each state, and those that are overdue (three at most by name)."""
+    """For each watch that has units: how many are in each state, since when the oldest of those that are not published
+    is open, and those that are overdue (three at most by name)."""
     from quaymaster.store import UnitState
 
     counts = store.units.counts()
@@ -55,12 +56,13 @@ def units_of_watches(config: Config, store: Store, now: float) -> dict[str, Reco
     for name, watch in config.watches.items():
         if watch.unit:
             tally = counts.get(name, {})
-            late: list[Unit] = []
+            unpublished: list[Unit] = []
             if tally.get(UnitState.OPEN) or tally.get(UnitState.COMPLETE):
                 unpublished = store.units.find(name, (UnitState.OPEN, UnitState.COMPLETE))
-                late = [unit for unit in unpublished if is_overdue(config, unit, now)]
+            late = [unit for unit in unpublished if is_overdue(config, unit, now)]
             found[name] = {
                 **{state.value: tally.get(state, 0) for state in UnitState},
+                "oldest_open": min((unit.opened_at for unit in unpublished), default=None),
                 "overdue": len(late),
                 "examples": [{**path_record(unit.path), "why": unit.why or unit.state.value} for unit in late[:3]],
             }
