@@ -12,7 +12,7 @@ import pytest
 from contract.places import S3Place, deliver
 from quaymaster.destinations.s3 import S3
 from quaymaster.destinations.s3_ranges import RANGE, in_order
-from quaymaster.errors import Conflict, IntegrityError, TransferError
+from quaymaster.errors import Conflict, IntegrityError, NotSupported, TransferError
 from quaymaster.model import Stored
 from servers.faultproxy import FaultProxy, Request, Reset, Response
 from servers.seaweed import Seaweed
@@ -58,6 +58,26 @@ def test_each_range_is_asked_for_once_and_nothing_else(far: S3, proxy: FaultProx
     assert read(far, stored, at_once=1) == CONTENT
     assert ranges[4:] == ["all"], "one request at a time takes the object as a stream"
     assert asked(proxy) == ["GetObject"] * 5
+
+
+def test_a_range_is_put_into_a_buffer_whole_or_not_at_all(far: S3, proxy: FaultProxy, stored: Stored) -> None:
+    buffer = bytearray(70_000)
+    far.fill(stored, 12_345, memoryview(buffer))
+    assert buffer == CONTENT[12_345 : 12_345 + len(buffer)]
+    far.fill(stored, len(CONTENT) - 10, memoryview(buffer)[:10])
+    assert buffer[:10] == CONTENT[-10:]
+
+    def cut(_: Request, response: Response) -> None:
+        response.body = response.body[:-1]
+        response.headers["content-length"] = str(len(response.body))
+
+    proxy.inject("GetObject", response=cut)
+    with pytest.raises(IntegrityError, match="other bytes than were asked for"):
+        far.fill(stored, 0, memoryview(buffer))
+    with pytest.raises(NotSupported, match="no ETag"):
+        far.fill(replace(stored, etag=""), 0, memoryview(buffer))
+    with pytest.raises(Conflict):
+        far.fill(replace(stored, etag="0" * 32), 0, memoryview(buffer))
 
 
 def test_small_objects_take_one_request(far: S3, proxy: FaultProxy, s3: S3Place) -> None:

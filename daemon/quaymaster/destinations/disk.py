@@ -32,6 +32,9 @@ _NO_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSY
 
 _RENAME_NOREPLACE, _RENAME_EXCHANGE = 1, 2  # rename(2)
 _WRITE = 2  # sync_file_range(2): SYNC_FILE_RANGE_WRITE
+_KEEP_SIZE = 1  # fallocate(2): FALLOC_FL_KEEP_SIZE
+PAGE = 4096
+"""Bytes; what is written past the cache begins and ends at a multiple of it, in memory and in the file."""
 _NO_FLAGS = frozenset({errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP})
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -120,6 +123,34 @@ def begin_writing(descriptor: int, offset: int, length: int) -> None:
     """Let the kernel write these bytes of a file to the disk now and not all at fsync (sync_file_range(2)). A hint:
     where it cannot be had, nothing is lost but time."""
     _libc.sync_file_range(descriptor, ctypes.c_int64(offset), ctypes.c_int64(length), _WRITE)
+
+
+def reserve(descriptor: int, size: int) -> None:
+    """Take the room for a file of that size, whose length stays what it is (fallocate(2)). Raises OSError when there is
+    none; a filesystem that cannot do it takes the room as the file grows."""
+    call = getattr(_libc, "fallocate", None)
+    if call and call(descriptor, _KEEP_SIZE, ctypes.c_int64(0), ctypes.c_int64(size)):
+        code = ctypes.get_errno()
+        if code not in _NO_FLAGS:
+            raise OSError(code, os.strerror(code))
+
+
+def write_past_cache(descriptor: int, data: memoryview, offset: int) -> None:
+    """Write all of it, and do not keep it in the page cache: that costs several times what the disk does. Where the
+    filesystem cannot, or the bytes are not whole pages, by the cache, with the disk at work at once."""
+    direct = not (len(data) % PAGE or offset % PAGE) and _set_direct(descriptor, True)
+    done = 0
+    while done < len(data):
+        try:
+            done += os.pwrite(descriptor, data[done:], offset + done)
+        except OSError as error:
+            if not direct or error.errno != errno.EINVAL:
+                raise
+            direct = _set_direct(descriptor, False)
+    if direct:
+        _set_direct(descriptor, False)
+    else:
+        begin_writing(descriptor, offset, len(data))
 
 
 def sync_directory(directory: int) -> None:

@@ -14,7 +14,7 @@ import secrets
 import threading
 import time
 import weakref
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -169,10 +169,10 @@ class S3:
     def read(self, stored: Stored, at_once: int = 1) -> AbstractContextManager[Reading]:
         return self._objects.read(stored, at_once)
 
-    def parts(self, stored: Stored, start: int, at_once: int) -> Generator[bytes, None, None]:
-        """The object's bytes from ``start`` on, in ranges of 8 MiB of which so many are in memory. They are all of this
-        object, and nothing else is known of them. Raises NotSupported where there are no ranges."""
-        return self._objects.parts(stored, start, at_once)
+    def fill(self, stored: Stored, at: int, buffer: memoryview) -> None:
+        """The object's bytes from ``at`` on, as many as the buffer holds. They are of this object, and nothing else is
+        known of them. Raises NotSupported where there are no ranges."""
+        self._objects.fill(stored, at, buffer)
 
     def remove(self, stored: Stored) -> None:
         # A versioned object is removed by its version, which needs no condition.

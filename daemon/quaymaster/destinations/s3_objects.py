@@ -6,7 +6,7 @@ import base64
 import hashlib
 import itertools
 import string
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -171,31 +171,35 @@ class Objects:
         except _WholeError:
             return None
 
-    def parts(self, stored: Stored, start: int, at_once: int) -> Generator[bytes, None, None]:
-        return in_order(lambda at: self._range(stored, at), range(start, stored.size, RANGE), at_once)
-
-    def _range(self, stored: Stored, at: int) -> bytes:
+    def fill(self, stored: Stored, at: int, buffer: memoryview) -> None:
         if not stored.etag:
             raise NotSupported(f"{self.where(stored.key)} has no ETag", "Read it from its beginning")
         try:
-            return self._fetched(stored, at, RANGE)[1]
+            self._fetched(stored, at, len(buffer), buffer)
         except _WholeError:
             raise NotSupported(f"{self.where(stored.key)} cannot be had in ranges", "Read it whole") from None
 
-    def _fetched(self, stored: Stored, at: int, length: int) -> tuple[Stored, bytes]:
-        """What the server says of an object, and the bytes of it from ``at`` on. Of one that is not fetched whole, no
-        others: IntegrityError, and _WholeError when it answers with all of them."""
+    def _fetched(self, stored: Stored, at: int, length: int, into: memoryview | None = None) -> tuple[Stored, bytes]:
+        """What the server says of an object, and the bytes of it from ``at`` on, or none when they are in ``into``. Of
+        one that is not fetched whole, no others: IntegrityError, and _WholeError when it answers with all of them."""
         length = min(length, stored.size - at)
         last = at + length - 1
         part = {"Range": f"bytes={at}-{last}"} if length < stored.size else {}
-        found, told, body = self._get_plainly(stored, part, length) or self._get_by_library(stored, part, length)
+        found, told, body, filled = self._get_plainly(stored, part, length, into) or self._get_by_library(
+            stored, part, length
+        )
         if part and not told:
             raise _WholeError
-        if part and (told != f"bytes {at}-{last}/{stored.size}" or len(body) != length):
+        wrong = filled + len(body) != length
+        if (part and (wrong or told != f"bytes {at}-{last}/{stored.size}")) or (into is not None and wrong):
             raise IntegrityError(f"{self.where(stored.key)} gave other bytes than were asked for", "Read it again")
+        if into is not None and not filled:
+            into[:length], body = body, b""
         return replace(found, size=stored.size) if part else found, body
 
-    def _get_plainly(self, stored: Stored, part: Mapping[str, str], length: int) -> tuple[Stored, str, bytes] | None:
+    def _get_plainly(
+        self, stored: Stored, part: Mapping[str, str], length: int, into: memoryview | None
+    ) -> tuple[Stored, str, bytes, int] | None:
         if (plain := self._plain) is None:
             return None
         key, where = self.whole_key(stored.key), self.where(stored.key)
@@ -205,18 +209,18 @@ class Objects:
             headers["if-match"] = f'"{stored.etag}"'
         try:
             with self._found(stored):
-                answer = plain.object(key, where, query, headers, max(length, PIECE))
+                answer = plain.object(key, where, query, headers, max(length, PIECE), into)
         except ElsewhereError:
             return None  # to those who can read any answer
         said = _stored(stored.key, _said_of_object(answer, where))
-        return said, answer.headers.get("content-range", ""), answer.body
+        return said, answer.headers.get("content-range", ""), answer.body, answer.filled
 
-    def _get_by_library(self, stored: Stored, part: Mapping[str, str], length: int) -> tuple[Stored, str, bytes]:
+    def _get_by_library(self, stored: Stored, part: Mapping[str, str], length: int) -> tuple[Stored, str, bytes, int]:
         answer = self._get(stored, part)
         told = str(answer.get("ContentRange") or "")
         with closing(answer["Body"]) as body, self.wire.translated(self.whole_key(stored.key)):
             data: bytes = body.read() if told else b"" if part else body.read(length + 1)
-        return _stored(stored.key, answer), told, data
+        return _stored(stored.key, answer), told, data, 0
 
     def _get(self, stored: Stored, part: Mapping[str, str]) -> Mapping[str, Any]:
         parameters = {**part, **({"IfMatch": f'"{stored.etag}"'} if stored.etag else {})}

@@ -41,6 +41,8 @@ class Answer:
     headers: Mapping[str, str]
     """Names in lower case."""
     body: bytes
+    filled: int = 0
+    """Bytes of the body that are in the caller's buffer, instead."""
 
 
 def usable(settings: Settings, environ: Mapping[str, str]) -> bool:
@@ -76,9 +78,18 @@ class Plain:
         """Of the object under the whole key; of the bucket, if that is empty."""
         return self._request("HEAD", key, query or {}, {"x-amz-checksum-mode": "ENABLED"} if key else {}, where)
 
-    def object(self, key: str, where: str, query: Mapping[str, str], headers: Mapping[str, str], most: int) -> Answer:
-        """An object's bytes, or a range of them. A body longer than ``most`` is not read: ElsewhereError."""
-        return self._request("GET", key, query, headers, where, most)
+    def object(
+        self,
+        key: str,
+        where: str,
+        query: Mapping[str, str],
+        headers: Mapping[str, str],
+        most: int,
+        into: memoryview | None = None,
+    ) -> Answer:
+        """An object's bytes, or a range of them. A body longer than ``most`` is not read: ElsewhereError. One that is
+        as long as ``into`` is read there."""
+        return self._request("GET", key, query, headers, where, most, into)
 
     def close(self) -> None:
         """Requests that are still running end on their own."""
@@ -94,6 +105,7 @@ class Plain:
         headers: Mapping[str, str],
         where: str,
         most: int = 0,
+        into: memoryview | None = None,
     ) -> Answer:
         """Raises TransferError for every answer that is none of success, and ElsewhereError."""
         path = quote(f"/{self._settings.bucket}/{key}" if key else f"/{self._settings.bucket}", safe="/" + _UNRESERVED)
@@ -101,7 +113,7 @@ class Plain:
             f"{quote(name, safe=_UNRESERVED)}={quote(query[name], safe=_UNRESERVED)}" for name in sorted(query)
         )
         signed = self._signed(method, path, asked, headers, where)
-        answer = self._exchange(method, f"{path}?{asked}" if asked else path, signed, where, most)
+        answer = self._exchange(method, f"{path}?{asked}" if asked else path, signed, where, most, into)
         if answer.status < 300:
             return answer
         error = _refusal(answer, where, f"credentials {self._settings.credentials!r}")
@@ -123,7 +135,9 @@ class Plain:
 
     # -- connections --
 
-    def _exchange(self, method: str, target: str, headers: Mapping[str, str], where: str, most: int) -> Answer:
+    def _exchange(
+        self, method: str, target: str, headers: Mapping[str, str], where: str, most: int, into: memoryview | None
+    ) -> Answer:
         from http.client import HTTPException
 
         while True:
@@ -135,7 +149,7 @@ class Plain:
                 reply = connection.getresponse()
                 if most and reply.status < 300 and (reply.length is None or reply.length > most):
                     raise ElsewhereError
-                answer = _read(reply, where)
+                answer = _read(reply, where, into)
                 if not reply.will_close:
                     self._idle.append(connection)
                     connection = None
@@ -190,8 +204,12 @@ def _trust(ca_bundle: str | None) -> Any:
     return ssl.create_default_context(cafile=next((str(path) for path in found if path.exists()), None))
 
 
-def _read(reply: HTTPResponse, where: str) -> Answer:
+def _read(reply: HTTPResponse, where: str, into: memoryview | None = None) -> Answer:
     """All of it: a body that ends early raises HTTPException, whatever its length was said to be."""
+    filled = 0
+    if into is not None and reply.status < 300 and reply.length == len(into):
+        while filled < len(into) and (came := reply.readinto(into[filled:])):
+            filled += came
     body = reply.read(_LARGEST + 1)
     if len(body) > _LARGEST:
         raise PermanentError(f"{where} answers with more than {_LARGEST >> 20} MiB", "Look what stands at the endpoint")
@@ -199,7 +217,7 @@ def _read(reply: HTTPResponse, where: str) -> Answer:
         from http.client import IncompleteRead
 
         raise IncompleteRead(body, reply.length)
-    return Answer(reply.status, {name.lower(): value for name, value in reply.getheaders()}, body)
+    return Answer(reply.status, {name.lower(): value for name, value in reply.getheaders()}, body, filled)
 
 
 def _no_answer(error: Exception, where: str) -> TransferError:

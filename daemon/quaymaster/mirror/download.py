@@ -9,19 +9,14 @@ changes under way is never put together from two.
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import os
-import threading
-import zlib
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, closing, suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, replace
-from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 from quaymaster.destinations import disk
-from quaymaster.destinations.s3_ranges import RANGE
 from quaymaster.errors import (
     Conflict,
     IntegrityError,
@@ -31,10 +26,11 @@ from quaymaster.errors import (
     SourceChanged,
     TransferError,
 )
+from quaymaster.mirror.checks import ADVICE, Beside, Checks
 from quaymaster.mirror.plan import Listed, bare, tag_of
+from quaymaster.mirror.ranges import Ranges
 from quaymaster.mirror.release import Ground
 from quaymaster.model import Compression, Job, Stored
-from quaymaster.pipeline import etag
 from quaymaster.pipeline.adopt import Told
 from quaymaster.pipeline.budget import Cancelled
 from quaymaster.pipeline.formats import expand
@@ -45,11 +41,14 @@ if TYPE_CHECKING:
     from quaymaster.config import Mirror
     from quaymaster.destinations.s3 import S3
 
-AT_ONCE = 8
-"""Ranges of one object under way or not yet written; one, when there is no memory for more."""
-_HASHED = 2
-"""Ranges that wait to be hashed, beside those."""
-_ADVICE = "It is downloaded anew; if it stays so, look at what was uploaded"
+_LENGTH = 16 << 20
+"""Bytes of one range. A server that keeps objects in chunks spends a quarter less on each byte than with half as much,
+and no less with more."""
+_AT_ONCE = 6
+"""Ranges of one object under way; fewer, when there is no memory for more."""
+_BUFFERS = _AT_ONCE + 2
+"""Ranges under way, being hashed and being written."""
+_LEAST = 2
 
 Progress = Callable[[int, int], None]
 """Told of bytes of the file made, and of bytes that came."""
@@ -66,6 +65,8 @@ class Download:
     cancelled: Callable[[], bool]
     boot: str
     """Of the running kernel."""
+    length: int = _LENGTH
+    """Bytes of one range; whole pages."""
 
     def run(self, job: Job, listed: Listed | None, progress: Progress) -> tuple[Downloaded, dict[str, Any]]:
         """The object of a job as a file, and what the custody log is to say of it. Raises TransferError, Cancelled."""
@@ -76,8 +77,10 @@ class Download:
         with self.ground.objects() as directory, disk.disk_errors(self.ground.where(job.version.path)):
             name = b"%d.%b.part" % (job.id, self.boot.encode())
             self._remove_other_parts(directory, job, name)
-            self._require_room(directory, now.size + (size if compression is not Compression.NONE else 0))
             with open(self._opened(directory, name), "r+b", buffering=0) as part:
+                here = os.fstat(part.fileno()).st_blocks * 512
+                more = size if compression is not Compression.NONE else 0
+                self._require_room(directory, max(0, now.size - here) + more)
                 try:
                     checks = self._fetch(part.fileno(), now, told, progress)
                     evidence, sha256 = checks.verdict(now, told)
@@ -131,60 +134,85 @@ class Download:
 
     # -- the bytes --
 
-    def _fetch(self, part: int, now: Stored, told: Told | None, progress: Progress) -> _Checks:
-        checks = _Checks(now, told, self.mirror.trust_etag)
+    def _fetch(self, part: int, now: Stored, told: Told | None, progress: Progress) -> Checks:
+        checks = Checks(now, told, self.mirror.trust_etag)
         start = self._resumed(part, now, checks)
         progress(0, start)
         try:
-            self._read(part, now, start, checks, progress)
+            if start < now.size:
+                self._read(part, now, start, checks, progress)
         except NotSupported:  # this server knows no ranges
             os.ftruncate(part, 0)
-            checks = _Checks(now, told, self.mirror.trust_etag)
-            self._read(part, now, 0, checks, progress, whole=True)
-        return checks
-
-    def _resumed(self, part: int, now: Stored, checks: _Checks) -> int:
-        length = os.fstat(part).st_size
-        if length > now.size or not now.etag:
-            os.ftruncate(part, 0)
-            return 0
-        for piece in _pieces(part):
-            self._go_on()
-            checks.update(piece)
-        return length
-
-    def _read(
-        self, part: int, now: Stored, start: int, checks: _Checks, progress: Progress, *, whole: bool = False
-    ) -> None:
-        """Bytes from ``start`` on go to the end of the file. The memory for ranges is asked for first."""
-        if start == now.size and start:
-            return
-        least, most = (min(now.size, (ranges + _HASHED) * RANGE) for ranges in (1, AT_ONCE))
-        memory = self.bounds.memory.lend(least, self.cancelled, most)
-        written = start
-        try:
-            with memory as lent, self._pieces_of(now, start, whole, lent) as pieces, closing(_Beside(checks)) as beside:
-                for piece in pieces:
-                    self._go_on()
-                    self.bounds.traffic.take(self.source.name, len(piece), self.cancelled)
-                    beside.update(piece)
-                    _write(part, piece, written)
-                    written += len(piece)
-                    progress(0, written)
-        except NotSupported:
-            raise
+            checks = Checks(now, told, self.mirror.trust_etag)
+            self._read_whole(part, now, checks, progress)
         except (Conflict, PermanentError) as error:
             if self._is_as_before(now):
                 raise
             raise SourceChanged(f"{now.key} has changed under way ({error.message})", "") from None
-        if written != now.size:
-            raise IntegrityError(f"{now.key} came to {written:,} bytes instead of {now.size:,}", _ADVICE)
+        return checks
 
-    def _pieces_of(self, now: Stored, start: int, whole: bool, memory: int) -> AbstractContextManager[Iterable[bytes]]:
-        if whole:
-            return self.source.read(replace(now, checksum=""))
-        at_once = min(AT_ONCE, max(1, memory // RANGE - _HASHED))
-        return closing(self.source.parts(now, start, at_once))
+    def _resumed(self, part: int, now: Stored, checks: Checks) -> int:
+        """How many bytes are there already; they are hashed. Whole pages, but for a whole object."""
+        length = os.fstat(part).st_size
+        if length < now.size:
+            length -= length % disk.PAGE
+        if length > now.size or not now.etag:
+            length = 0
+        os.ftruncate(part, length)
+        for piece in _pieces(part):
+            self._go_on()
+            checks.update(memoryview(piece))
+        return length
+
+    def _read(self, part: int, now: Stored, start: int, checks: Checks, progress: Progress) -> None:
+        """Bytes from ``start`` on, in ranges, go to the end of the file. The memory for them is asked for first."""
+        length = min(self.length, now.size - start)
+        least, most = (min(length * ranges, now.size) for ranges in (_LEAST, _BUFFERS))
+        with self.bounds.memory.lend(least, self.cancelled, most) as lent, ExitStack() as threads:
+            if now.size - start <= length:
+                self._read_small(part, now, start, checks, progress)
+                return
+            disk.reserve(part, now.size)
+            ranges = Ranges(
+                lambda at, buffer: self.source.fill(now, at, buffer), start, now.size, length,
+                at_once=_AT_ONCE, buffers=max(_LEAST, lent // length), uses=1 + len(checks.updates),
+            )  # fmt: skip
+            threads.enter_context(closing(ranges))
+            beside = [threads.enter_context(closing(Beside(update))) for update in checks.updates]
+            for came in ranges:
+                self._take(len(came.data))
+                for each in beside:
+                    each.put(came)
+                disk.write_past_cache(part, came.data, start)
+                start += len(came.data)
+                came.give_back()
+                progress(0, start)
+
+    def _read_small(self, part: int, now: Stored, start: int, checks: Checks, progress: Progress) -> None:
+        """What is left, in one request."""
+        data = memoryview(bytearray(now.size - start))
+        self.source.fill(now, start, data)
+        self._take(len(data))
+        checks.update(data)
+        _write(part, data, start)
+        progress(0, now.size)
+
+    def _read_whole(self, part: int, now: Stored, checks: Checks, progress: Progress) -> None:
+        """In one request that gives the object from its beginning."""
+        written = 0
+        with self.source.read(replace(now, checksum="")) as pieces:
+            for piece in pieces:
+                self._take(len(piece))
+                checks.update(memoryview(piece))
+                _write(part, piece, written)
+                written += len(piece)
+                progress(0, written)
+        if written != now.size:
+            raise IntegrityError(f"{now.key} came to {written:,} bytes instead of {now.size:,}", ADVICE)
+
+    def _take(self, size: int) -> None:
+        self._go_on()
+        self.bounds.traffic.take(self.source.name, size, self.cancelled)
 
     def _is_as_before(self, then: Stored) -> bool:
         now = self.source.stat(then.key)
@@ -203,7 +231,7 @@ class Download:
                     digest.update(piece)
                     written += len(piece)
                 if digest.hexdigest() != told.sha256:
-                    raise IntegrityError(f"It has SHA-256 {digest.hexdigest()} instead of {told.sha256}", _ADVICE)
+                    raise IntegrityError(f"It has SHA-256 {digest.hexdigest()} instead of {told.sha256}", ADVICE)
             except TransferError:
                 self._remove_other_parts(directory, job, b"")
                 raise
@@ -219,81 +247,7 @@ class Download:
             raise Cancelled
 
 
-class _Beside:
-    """Hashes on a thread of its own: that takes as long as the rest of what is done with bytes that came."""
-
-    def __init__(self, checks: _Checks) -> None:
-        self._checks = checks
-        self._waiting: SimpleQueue[bytes | None] = SimpleQueue()
-        self._room = threading.Semaphore(_HASHED)
-        self._thread = threading.Thread(target=self._run, name="hash", daemon=True)
-        self._thread.start()
-
-    def update(self, piece: bytes) -> None:
-        self._room.acquire()
-        self._waiting.put(piece)
-
-    def close(self) -> None:
-        """Everything is hashed when this returns."""
-        self._waiting.put(None)
-        self._thread.join()
-
-    def _run(self) -> None:
-        while (piece := self._waiting.get()) is not None:
-            self._checks.update(piece)
-            self._room.release()
-
-
-class _Checks:
-    """Every digest of the stored bytes that something is told of."""
-
-    def __init__(self, now: Stored, told: Told | None, trust_etag: bool) -> None:
-        self._sha256 = hashlib.sha256()
-        self._crc32: int | None = 0 if now.checksum.startswith("CRC32:") and "-" not in now.checksum else None
-        proven = (now.checksum.startswith("SHA256:") and "-" not in now.checksum) or self._crc32 is not None
-        by_content = told is not None and told.compression is Compression.NONE
-        # The ETag alone costs a digest of its own; it is asked when nothing better is told.
-        plain = etag.Told.by(replace(now, checksum="")) if not proven and not by_content else None
-        plain = plain if plain and (trust_etag or plain.part_sizes) else None
-        self._etag = etag.Running(plain) if plain else None
-
-    def update(self, piece: bytes) -> None:
-        self._sha256.update(piece)
-        if self._crc32 is not None:
-            self._crc32 = zlib.crc32(piece, self._crc32)
-        if self._etag:
-            self._etag.update(piece)
-
-    def verdict(self, now: Stored, told: Told | None) -> tuple[str, str]:
-        """What proved the stored bytes (empty: nothing but their number), and their SHA-256. Raises IntegrityError."""
-        sha256 = self._sha256.hexdigest()
-        kind, _, value = now.checksum.partition(":")
-        found: list[str] = []
-        if told and told.compression is Compression.NONE:
-            _require(sha256 == told.sha256, now, f"SHA-256 {sha256} instead of {told.sha256}")
-            found.append("quaymaster-sha256")
-        if kind == "SHA256" and "-" not in value:
-            ours = base64.b64encode(self._sha256.digest()).decode()
-            _require(ours == value, now, f"SHA-256 {ours} instead of {value}")
-            found.append("sha256")
-        if self._crc32 is not None:
-            crc = base64.b64encode(self._crc32.to_bytes(4)).decode()
-            _require(crc == value, now, f"CRC32 {crc} instead of {value}")
-            found.append("crc32")
-        if self._etag:
-            same, parts = self._etag.verdict()
-            # Of parts only the sizes that programs commonly use were tried: another sum proves nothing.
-            _require(same or parts, now, "another MD5 than its ETag (if the bucket is encrypted: trust_etag = false)")
-            found += ["etag-md5-parts" if parts else "etag-md5"] if same else []
-        return (found[0] if found else ""), sha256
-
-
-def _require(true: bool, now: Stored, what: str) -> None:
-    if not true:
-        raise IntegrityError(f"{now.key} arrived with {what}", _ADVICE)
-
-
-def _write(descriptor: int, piece: bytes, at: int) -> None:
+def _write(descriptor: int, piece: bytes | memoryview, at: int) -> None:
     rest = memoryview(piece)
     while rest:
         done = os.pwrite(descriptor, rest, at)

@@ -70,7 +70,7 @@ class Running:
         self._plain = None if told.part_sizes else hashlib.md5(usedforsecurity=False)
         self._parts = [_Parts(size) for size in told.part_sizes]
 
-    def update(self, data: bytes) -> None:
+    def update(self, data: bytes | memoryview) -> None:
         if self._plain:
             self._plain.update(data)
         for each in self._parts:
@@ -99,7 +99,7 @@ class _Parts:
         self._part = hashlib.md5(usedforsecurity=False)
         self._all = hashlib.md5(usedforsecurity=False)
 
-    def update(self, data: bytes) -> None:
+    def update(self, data: bytes | memoryview) -> None:
         view = memoryview(data)
         while view:
             piece = view[: self._left]
