@@ -12,8 +12,6 @@ _ASKED = 30.0
 """Seconds that are asked for at a time while a start or a stop goes on."""
 _AGAIN = 10.0
 """Seconds between two requests: well before what was asked for has passed."""
-_JOIN = 1.0
-"""Seconds that the thread which asks has to end."""
 
 
 def notify(*lines: str) -> None:
@@ -53,5 +51,5 @@ def taking_time(limit: float, *, asked: float = _ASKED, again: float = _AGAIN) -
         yield
     finally:
         ended.set()
-        thread.join(_JOIN)
+
         thread.join()
