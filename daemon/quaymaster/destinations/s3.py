@@ -25,6 +25,7 @@ from quaymaster.destinations.base import OWN, Parcel, Put, Reading
 from quaymaster.destinations.owner import own_tag
 from quaymaster.destinations.s3_claim import Claim
 from quaymaster.destinations.s3_objects import Objects
+from quaymaster.destinations.s3_pace import Pace
 from quaymaster.destinations.s3_plain import Plain, usable
 from quaymaster.destinations.s3_plan import LARGEST_OBJECT, Plan, part_size_for
 from quaymaster.destinations.s3_probe import Capabilities, Probe, remove_left
@@ -38,6 +39,7 @@ from quaymaster.model import Digests, Emit, Event, Level, Stored
 LONGEST_KEY = 1024  # bytes of UTF-8; S3 user guide, "Naming Amazon S3 objects"
 PROBE_FOLDER = ".quaymaster-probe"
 _LEAST_BUFFERS = 2  # one that is filled while the other is sent
+_LEAST_PARTS = 8  # of all files together that may travel at once, whatever the server bears
 _REEXAMINE = 60.0  # seconds between examinations of an endpoint that has become weaker
 
 
@@ -81,6 +83,7 @@ class S3:
         self._on_pins = on_pins
         self._clock, self._token, self._jitter = clock, token, jitter
         self._connections = parts * files
+        self._pace = Pace(max(parts, _LEAST_PARTS), self._connections, clock)
         plain = Plain(settings, credentials) if usable(settings, os.environ) else None
         self._objects = Objects(Wire(settings, credentials=credentials, connections=self._connections), plain)
         self._lock = threading.Lock()
@@ -113,7 +116,9 @@ class S3:
         # AWS itself decides between two completions in one step ("the first writer wins", S3 user guide).
         claims = bool(self._settings.endpoint_url) and able.create == "atomic" and able.remove != "denied"
         plan = replace(self._plan(put.size_bound, put.memory), claims=claims)
-        upload = S3Upload(self._objects, put, plan, able, self._emit, self._weakened, self._jitter, self._token)
+        upload = S3Upload(
+            self._objects, put, plan, able, self._emit, self._pace, self._weakened, self._jitter, self._token
+        )
         with self._uploads_lock:
             self._uploads.add(upload)
         return upload

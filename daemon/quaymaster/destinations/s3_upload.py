@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 from quaymaster.destinations.base import Put
 from quaymaster.destinations.s3_claim import Claim
 from quaymaster.destinations.s3_objects import Held, Objects, held_parts, sent_metadata
+from quaymaster.destinations.s3_pace import Pace
 from quaymaster.destinations.s3_plan import MOST_PARTS, Expected, Part, Plan
 from quaymaster.destinations.s3_probe import Capabilities, body_digest, digest_text, plain_etag
 from quaymaster.destinations.s3_wire import Busy, UploadGone
@@ -49,6 +50,7 @@ class S3Upload:
     plan: Plan
     able: Capabilities
     emit: Callable[[Event], None]
+    pace: Pace
     weakened: Callable[[str], None]
     """Told when the server no longer says what the probe saw it say."""
     jitter: Callable[[], float]
@@ -228,7 +230,17 @@ class S3Upload:
             return ""
         digest = body_digest(self.able.part_checked, body, sha256=sha256)
         part = {"UploadId": self._upload_id, "PartNumber": number, "Body": body, **digest}
-        return str(self._tried(lambda: self.objects.wire.call("upload_part", self._key, **part))["ETag"])
+
+        def send() -> str:
+            with self.pace.turn(len(body), self._stop) as mine:
+                if not mine:
+                    raise self._given_up()
+                return str(self.objects.wire.call("upload_part", self._key, **part)["ETag"])
+
+        return self._tried(send)
+
+    def _given_up(self) -> Unreachable:
+        return Unreachable(f"The upload of {self._where} was given up")
 
     def _hash_in_turn(self, number: int, body: bytearray) -> None:
         """The digest of the whole, part after part, while other parts are sent: the writer does not wait for it.
@@ -236,7 +248,7 @@ class S3Upload:
         with self._turn:
             while self._hashed != number - 1:
                 if self._stop.is_set():
-                    raise Unreachable(f"The upload of {self._where} was given up")
+                    raise self._given_up()
                 self._turn.wait(1)
             self._whole.update(body)
             self._hashed = number
@@ -317,8 +329,8 @@ class S3Upload:
         """What was given to write() is what the caller hashed; nothing is visible yet if not."""
         if self._size != digests.size or sha256.hex() != digests.sha256:
             raise IntegrityError(
-                f"The bytes for {self._where} changed in memory: {self._size} bytes with SHA-256 {sha256.hex()} "
-                f"instead of {digests.size} with {digests.sha256}",
+                f"The bytes for {self._where} are not those that were read before: {self._size} bytes with SHA-256 "
+                f"{sha256.hex()} instead of {digests.size} with {digests.sha256}",
                 "They are read again; if it happens again, test this host's memory",
             )
 

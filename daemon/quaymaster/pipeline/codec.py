@@ -36,7 +36,7 @@ T = TypeVar("T")
 _READ_AHEAD, _CHUNKS_AHEAD = 2, 1
 """Pieces, and compressed chunks, that wait between two stages."""
 
-_TOLD_AT_LEAST = 16 * PIECE
+_TOLD_AT_LEAST = 2 * PIECE
 """Source bytes between two signs of progress while no compressed chunk comes along: zeros shrink to next to nothing."""
 
 
@@ -62,6 +62,9 @@ class Recipe:
     """Seconds without progress of the compressor. In the INLINE layout it is noticed once the compressor returns."""
     others: tuple[str, ...] = ()
     """Names of further digests (hashlib's), recorded beside SHA-256."""
+    known: str = ""
+    """SHA-256 of the source from an earlier reading, when those who take the stored bytes prove them against it: what
+    goes as it is is then not hashed once more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,6 +175,20 @@ class _Hasher:
         return Digests(self.size, self._sha256.hexdigest(), others)
 
 
+class _Known(_Hasher):
+    """Only counts bytes whose digest is known, and proven elsewhere."""
+
+    def __init__(self, sha256: str) -> None:
+        super().__init__(())
+        self._known = sha256
+
+    def update(self, data: bytes | memoryview) -> None:
+        self.size += len(data)
+
+    def result(self) -> Digests:
+        return Digests(self.size, self._known)
+
+
 class _Pass:
     """One file on its way as it is: what is stored is the source."""
 
@@ -183,7 +200,7 @@ class _Pass:
         size: int,
     ) -> None:
         self.read, self.write, self.recipe, self.size = read, write, recipe, size
-        self.source = self.stored = _Hasher(recipe.others)
+        self.source = self.stored = _Known(recipe.known) if recipe.known else _Hasher(recipe.others)
         self.seconds: dict[str, float] = {}
 
     def steps(self, stages: Stages) -> Iterator[int]:

@@ -229,6 +229,10 @@ class Transfer:
         ):
             if any(d.metadata_first(bound) for _, d in chosen):
                 self._hash_first(source)
+            if plan.compression is Compression.NONE and not recipe.others:
+                # An upload in parts hashes what it sends once more itself, and publishes nothing else.
+                proven = all(d.metadata_first(bound) for _, d in chosen)
+                recipe = replace(recipe, known=source.known_sha256 if proven else "")
             self._legs = [_Leg(name, destination) for name, destination in chosen]
             try:
                 for leg in self._legs:
@@ -239,6 +243,8 @@ class Transfer:
                 self.progress(Stage.PUBLISH, encoded.source.size, encoded.stored.size)
                 what = self._note_publication(encoded, plan)
                 self._publish_all(source, what)
+                if any(isinstance(leg.error, IntegrityError) for leg in self._legs):
+                    self._distrust()
             except (Cancelled, StoreError, TemporaryError):
                 for leg in self._legs:
                     self._suspend(leg)
@@ -423,9 +429,12 @@ class Transfer:
             try:
                 reader.same(source.known_sha256, found.sha256, said)
             except IntegrityError:
-                # Whichever reading was wrong, the next run trusts neither.
-                self._checkpoint({key: left for key, left in self.job.checkpoint.items() if key == AGAIN})
+                self._distrust()
                 raise
+
+    def _distrust(self) -> None:
+        """Whichever reading was wrong, the next run trusts neither."""
+        self._checkpoint({key: left for key, left in self.job.checkpoint.items() if key == AGAIN})
 
     def _require_unchanged(self, source: reader.Reader) -> None:
         if self.copy is None:  # a copy stays as it is
