@@ -407,6 +407,28 @@ compress = {{ format = "zstd", min_size = "1KiB" }}
     return home.config(compressing, limits="files = 2", service='stop_timeout = "3s"') + settings
 
 
+def says_why(service: Service) -> None:
+    """``status`` does, as soon as the service has come round to telling."""
+
+    def said() -> bool:
+        return "No answer from the filesystem of" in " ".join(service.command("status", "--all").stdout.split())
+
+    until(said, 60, "status says why the files wait")
+
+
+def test_a_destination_that_hangs_from_the_start_says_why_its_files_wait(
+    home: Home, serve: Serve, share: FaultyFilesystem
+) -> None:
+    share.fail(**EVERYTHING_HANGS, statfs="hang")
+    service = serve(goes_far_and_near(home, share))
+    (home.folder / "travels/a").write_bytes(CONTENT)
+    until(lambda: service.jobs(states=(State.WAITING,), error_code="unreachable"), 60, "it waits")
+    says_why(service)
+    share.fail()
+    service.cli("jobs", "retry", "--all")
+    service.until_done(1, 60)
+
+
 @pytest.mark.parametrize("operation", ["write", "fsync", "link", "every"])
 def test_a_destination_that_hangs_holds_up_its_own_files_alone(
     home: Home, serve: Serve, share: FaultyFilesystem, operation: str
@@ -421,8 +443,7 @@ def test_a_destination_that_hangs_holds_up_its_own_files_alone(
     until(lambda: len(service.jobs(**find)) == 6, 60, "all of them wait")
     assert all("No answer from the filesystem of" in job.error for job in service.jobs(**find))
     local_goes_on(home, service, "local")
-    status = " ".join(service.command("status", "--all").stdout.split())
-    assert "No answer from the filesystem of" in status
+    says_why(service)
     with service.begin("check", "--destinations") as check:
         assert check.stdout is not None
         assert any("No answer from the filesystem of" in line for line in check.stdout)

@@ -8,8 +8,9 @@ file has taken the job's place, or the source is gone.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from quaymaster.destinations.base import Destination
@@ -82,13 +83,20 @@ class Publication:
         )
 
 
-def published(job: Job, destinations: Mapping[str, Destination], at: float) -> Iterator[Proof]:
+Ask = Callable[[str, Callable[[], Stored | None]], Stored | None]
+"""Asks the named destination."""
+
+
+def published(job: Job, destinations: Mapping[str, Destination], at: float, ask: Ask) -> Iterator[Proof]:
     """Proofs of those copies of the job's version that did become visible. Raises TransferError."""
     if (publication := Publication.of(job)) is None:
         return
     for name, key in publication.keys.items():
         destination = destinations.get(name)
-        if destination is not None and (stored := destination.holding(key, publication.stored)) is not None:
+        if destination is None:
+            continue
+        stored = ask(name, partial(destination.holding, key, publication.stored))
+        if stored is not None:
             yield publication.proof(job, name, stored, at)
 
 
@@ -105,10 +113,10 @@ def metadata(version: FileVersion, mode: int, compression: Compression, sha256: 
     return found
 
 
-def recall(store: Store, job: Job, destinations: Mapping[str, Destination], at: float) -> None:
+def recall(store: Store, job: Job, destinations: Mapping[str, Destination], at: float, ask: Ask) -> None:
     """Record what a run of this job made visible and was killed before it could say so. Raises TransferError."""
     had = {d.proof.destination for d in store.deliveries_of(job)}
-    for proof in published(job, destinations, at):
+    for proof in published(job, destinations, at, ask):
         if proof.destination not in had:
             store.deliver(proof)
     store.forget_publication(job)

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from quaymaster import keys
 from quaymaster.destinations.base import Destination, Put, Upload
@@ -46,6 +46,7 @@ from quaymaster.store.passes import AGAIN
 if TYPE_CHECKING:
     from quaymaster.config import Watch
 
+_T = TypeVar("_T")
 Progress = Callable[[Stage, int, int], None]
 """Told of the stage, source bytes read and stored bytes written so far."""
 
@@ -170,13 +171,13 @@ class Transfer:
         if not missing:
             return
         for older in self.store.unrecorded(self._version):
-            publication.recall(self.store, older, self.route.destinations, self.clock())
+            publication.recall(self.store, older, self.route.destinations, self.clock(), self._ask)
             publication.abandon(self.store, older, self.route.destinations)
         try:
             with self._source() as source:
                 self._send(source, done, missing)
         except (SourceVanished, SourceChanged):
-            publication.recall(self.store, self.job, self.route.destinations, self.clock())
+            publication.recall(self.store, self.job, self.route.destinations, self.clock(), self._ask)
             raise
 
     def _send(self, source: reader.Reader, done: Mapping[str, Proof], missing: list[str]) -> None:
@@ -204,7 +205,7 @@ class Transfer:
             return _Plan(Compression.NONE, f"at most {wanted.min_size} bytes")
         suffix = len(Compression(wanted.format).suffix)
         name = len(os.path.basename(self._version.path))
-        if any(name + suffix > d.longest_name() for d in self.route.destinations.values()):
+        if any(name + suffix > self._ask(n, d.longest_name) for n, d in self.route.destinations.items()):
             return _Plan(Compression.NONE, "the name leaves no room for a suffix")
         if not self.route.watch.compresses(os.path.basename(self._version.path)):
             return _Plan(Compression.NONE, "never_compress names it")
@@ -399,6 +400,14 @@ class Transfer:
         if token != leg.token:
             self.store.begin_upload(self.job, leg.name, token, instead_of=leg.token)
             leg.token = token
+
+    def _ask(self, name: str, act: Callable[[], _T]) -> _T:
+        """Ask a destination before its leg begins; its failure is told as its own."""
+        try:
+            return act()
+        except TransferError as error:
+            self.emit(publication.told_failure(self.job, name, error))
+            raise
 
     def _guarded(self, leg: _Leg, act: Callable[[], None]) -> None:
         """One destination's failure does not stop the others."""

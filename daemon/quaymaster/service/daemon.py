@@ -331,10 +331,11 @@ class Daemon:
             said["rates"] = rates
         said["ceilings"] = crew.ceilings.record(running)
         with suppress(StoreError):  # a full disk is told by those who have something to lose
-            for name, body in said.items():
-                if self._reported.get(name) != body or (name == "progress" and body["jobs"]):
-                    store.report(name, body)
-                    self._reported[name] = body
+            moving = {"progress"} if said["progress"]["jobs"] else set()
+            new = {name: body for name, body in said.items() if name in moving or self._reported.get(name) != body}
+            if new:
+                store.report_all(new)
+                self._reported |= new
             if self._outages:
                 watches = [intake.status() for intake in crew.intakes.values()]
                 self._outages.look(watches, self._destinations, mirrors, time.time())

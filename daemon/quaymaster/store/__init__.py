@@ -652,10 +652,12 @@ class Store:
 
     def report(self, name: str, body: Mapping[str, Any]) -> None:
         """Leave a word for commands in other processes (a watch's state, progress)."""
-        text = json.dumps(body)
-        self._db.write(
-            lambda t: t.execute("INSERT OR REPLACE INTO reports VALUES (?, ?, ?)", (name, text, self._clock()))
-        )
+        self.report_all({name: body})
+
+    def report_all(self, said: Mapping[str, Mapping[str, Any]]) -> None:
+        """The same of several, in one commit."""
+        rows = [(name, json.dumps(body), self._clock()) for name, body in said.items()]
+        self._db.write(lambda t: t.executemany("INSERT OR REPLACE INTO reports VALUES (?, ?, ?)", rows))
 
     def reports(self) -> dict[str, tuple[float, dict[str, Any]]]:
         """name -> (when, what was said)."""
