@@ -21,7 +21,7 @@ pytestmark = pytest.mark.skipif(bool(reason_to_skip()), reason=reason_to_skip() 
 def test_bash_completes_commands_names_and_numbers(tmp_path: Path) -> None:
     home = Home(tmp_path / "home")
     config = tmp_path / "quaymaster.toml"
-    config.write_text(home.config())
+    config.write_text(home.config() + '[hook.mail]\non = ["parked"]\ncommand = ["/bin/true"]\n')
     store = Store(str(home.folder / "state"), create=True)
     store.enqueue([FileVersion("landing", b"caf\xe9", Identity(1, 1, 1))])
     store.close()
@@ -44,5 +44,9 @@ def test_bash_completes_commands_names_and_numbers(tmp_path: Path) -> None:
             on.says(completed)
         on.press("C-u", "quaymaster jobs drop ", "Tab")
         on.says("quaymaster jobs drop 1")
+        on.press("C-u", "quaymaster hooks retry m", "Tab")
+        on.says("quaymaster hooks retry mail")
+        on.press("C-u", "quaymaster report lan", "Tab")
+        on.says("quaymaster report landing")
         on.press("C-u", "quaymaster why /etc/hostn", "Tab")
         on.says("/etc/hostname")

@@ -105,7 +105,7 @@ def units(*states: str) -> Offer:
         watches = {name: os.fsencode(watch.path) for name, watch in config.watches.items()}
         paths = [(os.path.join(watches[u.watch], u.path), u.state) for u in known if u.watch in watches]
         found = [(os.fsdecode(path), state) for path, state in paths if _PLAIN.fullmatch(path)]
-        named = [CompletionItem(path, help=f"a unit, {state}") for path, state in found if path.startswith(incomplete)]
+        named = [CompletionItem(path, help=f"{state} unit") for path, state in found if path.startswith(incomplete)]
         return [_directory(incomplete), *named[:_MOST]]
 
     return offer

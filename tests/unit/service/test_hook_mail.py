@@ -6,8 +6,10 @@ import email
 import email.policy
 import json
 import os
+import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 SCRIPT = Path(__file__).parents[3] / "packaging/examples/hook-mail"
@@ -45,3 +47,31 @@ def test_what_sendmail_says_of_itself_is_the_answer(tmp_path: Path) -> None:
     assert run(tmp_path, "--smtp", "127.0.0.1:1", "root").stderr.startswith("hook-mail: ")
     assert run(tmp_path, "--", "-oQ/tmp").returncode == 2
     assert run(tmp_path).returncode == 2
+
+
+def test_a_mail_server_gets_the_same_mail(tmp_path: Path) -> None:
+    """RFC 5321, as far as a client that wants nothing special goes."""
+    said: list[str] = []
+
+    def serve(listening: socket.socket) -> None:
+        with listening.accept()[0] as connection, connection.makefile("rb") as lines:
+            connection.sendall(b"220 lab1\r\n")
+            mail = False
+            for text in (line.decode().rstrip("\r\n") for line in lines):
+                said.append(text)
+                begins, ends = text.lower() == "data", text.lower() == "quit"
+                mail = begins or (mail and text != ".")
+                if begins or not mail:
+                    connection.sendall(b"354 go on\r\n" if begins else b"221 bye\r\n" if ends else b"250 lab1\r\n")
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        thread = threading.Thread(target=serve, args=(listening,), daemon=True)
+        thread.start()
+        done = run(tmp_path, "--smtp", f"127.0.0.1:{listening.getsockname()[1]}", "--from", "quay@lab", "root")
+        assert (done.returncode, done.stderr) == (0, "")
+        thread.join(60)
+    assert [line.lower() for line in said if line.lower().startswith(("mail", "rcpt"))] == [
+        "mail from:<quay@lab>", "rcpt to:<root>",
+    ]  # fmt: skip
+    assert "X-Quaymaster-Id: log:7:parked" in said
+    assert not (tmp_path / "mail").exists(), "sendmail was called too"
