@@ -31,7 +31,7 @@ def test_room_is_taken_and_the_length_stays(descriptor: int) -> None:
     status = os.fstat(descriptor)
     assert status.st_size == 0
     assert status.st_blocks * 512 >= 1 << 20
-    with pytest.raises(OSError, match="No space left|File too large"):
+    with pytest.raises(OSError, match=r"No space left|File too large"):
         disk.reserve(descriptor, 1 << 55)
 
 
