@@ -423,6 +423,22 @@ def test_a_kill_at_any_step_loses_and_mixes_nothing(home: Home, bucket: Bucket) 
     assert _campaign(home, bucket, lambda steps: [s for s in steps if s.startswith("renameat2")][:2]) >= 2
 
 
+def test_a_version_whose_release_was_cut_off_does_not_stay_beside_newer_ones(home: Home, bucket: Bucket) -> None:
+    text, steps = config(home, bucket, "keep_versions = 1"), home.folder / "steps"
+    versions = [model(number) | {"SHA256SUMS": _sums(model(number))} for number in range(4)]
+    put_model(bucket, "m/1", versions[1])
+    assert not _killed(home, text, "", "", steps)
+    step = next(step for step in steps.read_text().splitlines() if step.startswith("renameat2"))
+    put_model(bucket, "m/2", versions[2])
+    assert _killed(home, text, step, "after", steps)
+    assert released(home) == below("m/1", versions[1]) | below("m/2", versions[2])
+    put_model(bucket, "m/3", versions[3])
+    for _ in range(2):
+        assert once(home, text)[0] == 0
+        assert released(home) == below("m/3", versions[3])
+    assert (hidden(home, "objects"), hidden(home, "assembly")) == ([], [])
+
+
 @pytest.mark.soak
 @pytest.mark.timeout(7200)
 def test_a_kill_at_every_step_loses_and_mixes_nothing(home: Home, bucket: Bucket) -> None:

@@ -184,12 +184,18 @@ class Follower:
         return [w for w in pending if not w.version or w.path in wanted]
 
     def _older(self, units: Mapping[bytes, MirrorUnit]) -> list[bytes]:
-        """Released versions, of whose models enough newer ones are released."""
+        """Released versions, of whose models enough newer ones are released; and those that a crash kept from being
+        recorded as such, which are not gone on with."""
         keep = self._mirror.keep_versions
         if keep is None:
             return []
         released = self._versions([path for path, unit in units.items() if unit.state == "released"])
-        return [versions[n] for versions in released.values() for n in sorted(versions)[:-keep]]
+        begun = self._versions([path for path, unit in units.items() if unit.state == "releasing"])
+        older = [versions[n] for versions in released.values() for n in sorted(versions)[:-keep]]
+        for model, versions in begun.items():
+            newest = sorted(released.get(model, {}))[-keep:]
+            older += [path for n, path in versions.items() if len(newest) == keep and n < newest[0]]
+        return older
 
     def _versions(self, paths: Sequence[bytes]) -> dict[bytes, dict[int, bytes]]:
         """Model -> version -> path."""
@@ -412,6 +418,8 @@ class Follower:
             self._serving.trouble = str(error)
             self._voice.failing("server", error)
             return
+        if unit.state == "releasing":
+            self._ground.discard(unit.old.encode())
         if unit.state != "none":
             names = [unit.path] if unit.objects.keys() != {unit.path} else [unit.path, bare(unit.path, compressed=True)]
             below = any(path.startswith(unit.path + b"/") for path in rest)

@@ -86,7 +86,10 @@ class Ground:
         with self.objects() as directory:
             names = set(map(os.fsencode, os.listdir(directory)))
             for each in files:
-                if b"%d.file" % each.job in names or self._is_there(each):
+                name = b"%d.file" % each.job
+                # One that is being downloaded again has its name before it is recorded.
+                mine = name in names and _same(os.stat(name, dir_fd=directory, follow_symlinks=False), each)
+                if mine or self._is_there(each):
                     found.add(each.target)
         return found
 
