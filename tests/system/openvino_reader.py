@@ -4,11 +4,16 @@
     python openvino_reader.py read EXCHANGED MODEL   until its standard input ends: the version at EXCHANGED, opened by
                                                      its directory, and the newest version of MODEL, by its path
 
-``read`` prints one line of JSON: how many loads there were, and what was wrong.
+    python openvino_reader.py tell FILE...           a digest of what each model makes of the same input
+    python openvino_reader.py infer DIRECTORY        until its standard input ends: loads a version's model, works with
+                                                     it; DIRECTORY/digest says what it has to make of that input
+
+``read`` and ``infer`` print one line of JSON: how many loads there were, and what was wrong.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import sys
@@ -67,8 +72,53 @@ def read(exchanged: str, model: str) -> None:
     print(json.dumps({"loads": loader.loads, "failed": loader.failed[:5], "mixed": loader.mixed[:5]}))
 
 
+def compiled(path: str) -> openvino.CompiledModel:
+    """For an image of three colours; what finds lines takes heights of 32, what reads them one of 48."""
+    core = openvino.Core()
+    model = core.read_model(path)
+    for height in (48, 64):
+        try:
+            model.reshape({model.input(0).get_any_name(): [1, 3, height, 192]})
+            break
+        except RuntimeError:
+            continue
+    return core.compile_model(model, "CPU", {"PERFORMANCE_HINT": "LATENCY"})
+
+
+def digest(model: openvino.CompiledModel) -> str:
+    given = numpy.random.default_rng(1).random(tuple(model.input(0).shape), dtype=numpy.float32)
+    return hashlib.sha256(numpy.round(model(given)[0], 3).tobytes()).hexdigest()
+
+
+def infer(directory: str) -> None:
+    ended = threading.Event()
+    threading.Thread(target=lambda: (sys.stdin.read(), ended.set()), daemon=True).start()
+    loads, works, wrong = 0, 0, list[str]()
+    while not ended.is_set():
+        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            here = f"/proc/self/fd/{descriptor}"
+            with open(f"{here}/digest") as file:
+                wanted = file.read()
+            model = compiled(f"{here}/model.onnx")
+            loads += 1
+            for _ in range(3):
+                if digest(model) != wanted:
+                    wrong.append(f"load {loads} works as another model")
+                works += 1
+        except Exception as error:
+            wrong.append(str(error)[:300])
+        finally:
+            os.close(descriptor)
+    print(json.dumps({"loads": loads, "works": works, "wrong": wrong[:5]}))
+
+
 if __name__ == "__main__":
-    if sys.argv[1] == "make":
+    if sys.argv[1] == "tell":
+        print(json.dumps([digest(compiled(path)) for path in sys.argv[2:]]))
+    elif sys.argv[1] == "infer":
+        infer(sys.argv[2])
+    elif sys.argv[1] == "make":
         make(sys.argv[2], [int(number) for number in sys.argv[3:]])
     else:
         read(sys.argv[2], sys.argv[3])

@@ -137,8 +137,8 @@ def _sums(files: dict[str, bytes]) -> bytes:
 class _Reader:
     """Reads the directory as whoever opened it sees it, in a loop, and complains of mixtures and of gaps."""
 
-    def __init__(self, directory: Path) -> None:
-        self._directory, self._reads = directory, 0
+    def __init__(self, directory: Path, pause: float = 0.001) -> None:
+        self._directory, self._reads, self._pause = directory, 0, pause
         self._wrong: list[str] = []
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._run)
@@ -164,7 +164,7 @@ class _Reader:
             except (OSError, KeyError) as error:
                 self._wrong.append(repr(error))
             self._reads += 1
-            time.sleep(0.001)
+            time.sleep(self._pause)
 
     def _content(self, directory: int, name: str) -> bytes:
         with open(os.open(name, os.O_RDONLY, dir_fd=directory), "rb") as file:
@@ -281,6 +281,35 @@ def test_a_model_that_lands_on_one_host_is_released_on_another(
     assert (entry["evidence"], entry["compression"]) == ("quaymaster-sha256", "zstd")
 
 
+def test_prove_tells_what_a_released_file_came_from_and_whether_it_is_still_that(home: Home, bucket: Bucket) -> None:
+    put_model(bucket, "m/1", model(1) | {"SHA256SUMS": _sums(model(1))})
+    text = config(home, bucket)
+    assert once(home, text)[0] == 0
+    service, file, evidence = Service(text, home.folder), place(home) / "m/1/model.bin", home.folder / "evidence"
+    content = file.read_bytes()
+    code, said = service.cli("prove", str(file))
+    assert (code, said["here"], said["fault"]) == (0, "same", "")
+    (download,) = said["downloads"]
+    etag, sha256 = hashlib.md5(content).hexdigest(), hashlib.sha256(content).hexdigest()
+    assert download | {"key": "m/1/model.bin", "etag": etag, "sha256": sha256, "evidence": "crc32"} == download
+    told = [json.loads(entry["body"]) for entry in said["custody"]]
+    assert [entry["kind"] for entry in told] == ["downloaded", "released"]
+    assert told[1]["files"]["m/1/model.bin"] == sha256
+    shown = service.command("prove", str(file), "--bundle", str(evidence))
+    assert "as m/1" in shown.stdout
+    assert "read again now: the same SHA-256" in shown.stdout
+    checked = subprocess.run(["sh", str(evidence / "check.sh"), str(file)], capture_output=True, text=True, check=True)
+    assert "is in the record" in checked.stdout
+    file.write_bytes(content[:-1] + b"?")
+    assert service.cli("prove", str(file))[1]["here"] == "changed"
+    changed = service.command("prove", str(file))
+    assert (changed.returncode, "is not what was released" in changed.stderr) == (3, True)
+    file.unlink()
+    assert service.cli("prove", str(file))[1]["here"] == "absent"
+    nothing = service.command("prove", str(place(home) / "m/1/other"))
+    assert (nothing.returncode, "was not downloaded" in nothing.stderr) == (1, True)
+
+
 # -- OpenVINO Model Server --
 
 
@@ -394,6 +423,22 @@ def test_a_kill_at_any_step_loses_and_mixes_nothing(home: Home, bucket: Bucket) 
     assert _campaign(home, bucket, lambda steps: [s for s in steps if s.startswith("renameat2")][:2]) >= 2
 
 
+def test_a_version_whose_release_was_cut_off_does_not_stay_beside_newer_ones(home: Home, bucket: Bucket) -> None:
+    text, steps = config(home, bucket, "keep_versions = 1"), home.folder / "steps"
+    versions = [model(number) | {"SHA256SUMS": _sums(model(number))} for number in range(4)]
+    put_model(bucket, "m/1", versions[1])
+    assert not _killed(home, text, "", "", steps)
+    step = next(step for step in steps.read_text().splitlines() if step.startswith("renameat2"))
+    put_model(bucket, "m/2", versions[2])
+    assert _killed(home, text, step, "after", steps)
+    assert released(home) == below("m/1", versions[1]) | below("m/2", versions[2])
+    put_model(bucket, "m/3", versions[3])
+    for _ in range(2):
+        assert once(home, text)[0] == 0
+        assert released(home) == below("m/3", versions[3])
+    assert (hidden(home, "objects"), hidden(home, "assembly")) == ([], [])
+
+
 @pytest.mark.soak
 @pytest.mark.timeout(7200)
 def test_a_kill_at_every_step_loses_and_mixes_nothing(home: Home, bucket: Bucket) -> None:
@@ -409,20 +454,29 @@ def test_200_kills_at_random_instants_lose_and_mix_nothing(home: Home, bucket: B
 
 
 def _killed_at_random(home: Home, bucket: Bucket, kills: int) -> str:
-    """The service is killed again and again while a version is exchanged, others come, and older ones go."""
+    """The service is killed again and again while a version is exchanged, others come, and older ones go, and a reader
+    looks all the while."""
     chance = random.Random(9)
-    text = config(home, bucket, 'interval = "100ms"\nkeep_old = "1s"\nkeep_versions = 3')
-    service, seen, files = Service(text, home.folder), 0, dict[str, bytes]()
+    text = config(home, bucket, 'interval = "100ms"\nkeep_old = "30s"\nkeep_versions = 3')
+    service, seen, files = Service(text, home.folder), 0, model(0)
+    put_model(bucket, "same/1", files | {"SHA256SUMS": _sums(files)})
+    assert once(home, text)[0] == 0
+    reader = _Reader(place(home) / "same/1", 0.05)
     for number in range(1, kills + 1):
         files = model(number, chance.randrange(1, 2 * MIB))
         for unit in ("same/1", f"new/{number}"):
             put_model(bucket, unit, files | {"SHA256SUMS": _sums(files)})
+        before = hidden(home, "objects"), hidden(home, "assembly")
         with service.log_file.open("ab") as log:
             process = subprocess.Popen(
                 [sys.executable, "-m", "quaymaster", "run", "--config", str(service.config_file)],
                 env=service.environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
             )  # fmt: skip
-        time.sleep(chance.uniform(0.6, 3.0))
+        if number % 2:  # in the middle of its work, however long it took to come to it
+            until(lambda before=before: before != (hidden(home, "objects"), hidden(home, "assembly")), 120)  # type: ignore[misc]
+            time.sleep(chance.uniform(0.0, 0.4))
+        else:
+            time.sleep(chance.uniform(0.6, 3.0))
         process.kill()
         process.wait()
         found = released(home)
@@ -438,7 +492,7 @@ def _killed_at_random(home: Home, bucket: Bucket, kills: int) -> str:
         until(lambda: len([path for path in released(home) if path.startswith("new/")]) == 9, 60)
         until(lambda: (hidden(home, "objects"), hidden(home, "assembly")) == ([], []), 60)
     assert service.cli("audit", "verify")[0] == 0
-    return f"{kills} kills, {seen} versions looked at"
+    return f"{kills} kills, {seen} versions looked at, {reader.end()} readings while they were exchanged"
 
 
 def told_by(home: Home, events: str) -> tuple[str, Callable[[], set[tuple[str, str]]]]:

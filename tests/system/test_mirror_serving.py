@@ -6,6 +6,7 @@ The runtime comes from PyPI, into a virtualenv of its own in the build cache; wi
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import pwd
@@ -25,7 +26,9 @@ from system.mishaps import AS_NOBODY, no_nobody
 from system.service import COMMAND, Service, until
 
 OPENVINO = "openvino==2026.4.1"
-SWAPS = 500
+REAL = "rapidocr-openvino==1.4.4"
+"""A package that has models in it: what finds, turns and reads lines of text."""
+SWAPS, EXCHANGES = 500, 40
 READER = str(Path(__file__).parent / "openvino_reader.py")
 
 
@@ -76,6 +79,46 @@ def test_the_runtime_loads_whole_versions_only_in_500_swaps(
     print(f"{SWAPS} swaps in {time.monotonic() - began:.0f} s, {said['loads']} loads: {said}")
     assert (said["failed"], said["mixed"]) == ([], [])
     assert said["loads"] > SWAPS
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(3600)
+def test_ready_made_models_are_exchanged_while_the_runtime_works_with_them(
+    home: Home, bucket: Bucket, serve: Callable[..., Service]
+) -> None:
+    python = runtime()
+    command = [python, "-m", "pip", "install", "-q", "--no-deps", "--target", str(home.folder / "real"), REAL]
+    if (done := subprocess.run(command, capture_output=True, encoding="utf-8")).returncode:
+        pytest.skip(f"{REAL} cannot be installed: {done.stderr[-200:]}")
+    models = sorted((home.folder / "real").glob("**/*.onnx"))
+    told = subprocess.run([python, READER, "tell", *map(str, models)], check=True, capture_output=True)
+    digests = json.loads(told.stdout)
+    assert len(set(digests)) == len(models) >= 2
+
+    def publish(number: int) -> dict[str, bytes]:
+        model, digest = models[number % len(models)], digests[number % len(models)]
+        files = {"model.onnx": model.read_bytes(), "digest": digest.encode(), "number": b"%d" % number}
+        sums = "".join(f"{hashlib.sha256(content).hexdigest()}  {name}\n" for name, content in files.items())
+        put_model(bucket, "ocr/1", files | {"SHA256SUMS": sums.encode()})
+        return {f"ocr/1/{name}": content for name, content in files.items()}
+
+    first = publish(0)
+    serve(config(home, bucket, 'interval = "50ms"\nkeep_old = "60s"'))
+    until_released(home, first)
+    worker = subprocess.Popen(
+        [python, READER, "infer", str(place(home) / "ocr/1")],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, encoding="utf-8",
+    )  # fmt: skip
+    for number in range(1, EXCHANGES + 1):
+        wanted = publish(number)
+        assert worker.poll() is None
+        until(lambda wanted=wanted: all(_is(home, p, c) for p, c in wanted.items()), 60)  # type: ignore[misc]
+    out, _ = worker.communicate("", timeout=120)
+    said = json.loads(out)
+    sizes = [model.stat().st_size for model in models]
+    print(f"{EXCHANGES} swaps of models of {sizes} bytes: {said}")
+    assert said["wrong"] == []
+    assert said["loads"] >= 5
 
 
 def _is(home: Home, path: str, content: bytes) -> bool:

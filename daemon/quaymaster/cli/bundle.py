@@ -41,14 +41,15 @@ echo "the entries are in the chain, and the chain comes to $head"
 echo "compare that with $where"
 for file in "$@"; do
   digest=$(sha <"$file")
-  grep -F -e "\\"source_sha256\\":\\"$digest\\"" -e "\\"stored_sha256\\":\\"$digest\\"" "$here"/entries/* >/dev/null ||
-    { echo "no delivery of a file with SHA-256 $digest ($file) is recorded here"; exit 1; }
+  grep -F -e "\\"source_sha256\\":\\"$digest\\"" -e "\\"stored_sha256\\":\\"$digest\\"" \
+    -e "\\"sha256\\":\\"$digest\\"" "$here"/entries/* >/dev/null ||
+    { echo "no delivery or download of a file with SHA-256 $digest ($file) is recorded here"; exit 1; }
   echo "$file: its SHA-256 $digest is in the record"
 done
 """
 
 _README = """\
-Evidence for {shown} (watch {watch}), from quaymaster's custody log.
+Evidence for {shown} ({of}), from quaymaster's custody log.
 
     sh check.sh [FILE or STORED OBJECT]
 
@@ -62,14 +63,14 @@ needs sh and sha256sum, and neither quaymaster nor the machine that made this. B
 """
 
 
-def write(directory: str, store: Store, entries: Sequence[Entry], *, shown: str, watch: str) -> str:
+def write(directory: str, store: Store, entries: Sequence[Entry], *, shown: str, of: str) -> str:
     """Make ``directory``, which must not exist, with the evidence; returns the head that it comes to. ``entries`` are
-    those about the file, at least one, in order."""
+    those about the file, at least one, in order; ``of`` names its watch or mirror."""
     first, last = entries[0].seq, entries[-1].seq
     head, where, lines = _chain(store, first, last)
     before = store.custody_entry(first - 1) if first > 1 else None
     files = {
-        "README": _README.format(shown=shown, watch=watch),
+        "README": _README.format(shown=shown, of=of),
         "check.sh": _CHECK,
         "chain": "".join(lines),
         "start": (before.sha256 if before else "0" * 64) + "\n",

@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import hashlib
 import os
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from quaymaster.destinations import disk
@@ -67,6 +68,8 @@ class Download:
     """Of the running kernel."""
     length: int = _LENGTH
     """Bytes of one range; whole pages."""
+    _earlier: dict[bytes, set[bytes]] | None = None
+    _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def run(self, job: Job, listed: Listed | None, progress: Progress) -> tuple[Downloaded, dict[str, Any]]:
         """The object of a job as a file, and what the custody log is to say of it. Raises TransferError, Cancelled."""
@@ -126,11 +129,19 @@ class Download:
         return os.open(name, flags, 0o600, dir_fd=directory)
 
     def _remove_other_parts(self, directory: int, job: Job, but: bytes) -> None:
-        beginning = b"%d." % job.id
-        for name in map(os.fsencode, os.listdir(directory)):
-            if name.startswith(beginning) and name != but:
-                with suppress(FileNotFoundError):
-                    os.unlink(name, dir_fd=directory)
+        names = {b"%d.out" % job.id, b"%d.file" % job.id, b"%d.%b.part" % (job.id, self.boot.encode())}
+        for name in (names | self._of_earlier_boots(directory, job.id)) - {but}:
+            with suppress(FileNotFoundError):
+                os.unlink(name, dir_fd=directory)
+
+    def _of_earlier_boots(self, directory: int, job: int) -> set[bytes]:
+        """What is there of the job from before; the directory, which may hold many, is read once."""
+        with self._lock:
+            if self._earlier is None:
+                self._earlier = {}
+                for name in map(os.fsencode, os.listdir(directory)):
+                    self._earlier.setdefault(name.partition(b".")[0], set()).add(name)
+            return self._earlier.pop(b"%d" % job, set())
 
     # -- the bytes --
 

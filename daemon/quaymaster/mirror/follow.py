@@ -10,7 +10,7 @@ import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from quaymaster.destinations import disk
@@ -19,9 +19,10 @@ from quaymaster.mirror.plan import Listed, Plan, Wanted, bare, plan
 from quaymaster.mirror.release import Ground
 from quaymaster.mirror.server import VersionRefused
 from quaymaster.mirror.serving import Serving
+from quaymaster.mirror.standing import TOLD, Standing, Voice, some
 from quaymaster.mirror.whole import NotYet, Whole
 from quaymaster.mirror.works import Downloads
-from quaymaster.model import Emit, Event, FileVersion, Identity, Job, Level, State, Stored, shown
+from quaymaster.model import Emit, FileVersion, Identity, Job, Level, State, Stored, shown
 from quaymaster.store import Downloaded, MirrorUnit, Store
 
 if TYPE_CHECKING:
@@ -30,30 +31,6 @@ if TYPE_CHECKING:
 
 _STILL = 2
 """Listings in which a version must be the same before it counts as whole, when nothing else says so."""
-_TOLD = 20
-"""Names that a report holds at most, of each kind."""
-
-
-@dataclass(slots=True)
-class Standing:
-    """What is told of a mirror (``status``, ``/healthz``)."""
-
-    state: str = "starting"
-    """``ok``, ``outage`` or ``starting``."""
-    reason: str = ""
-    since: float = 0.0
-    last_good: float | None = None
-    """When the bucket was last listed whole (seconds since the epoch)."""
-    listed: int = 0
-    bytes: int = 0
-    released: int = 0
-    waiting: dict[str, str] = field(default_factory=dict)
-    """Unit -> why it is not released yet."""
-    quarantined: dict[str, str] = field(default_factory=dict)
-    refused: dict[str, str] = field(default_factory=dict)
-    """Key or unit -> why it cannot be released."""
-    server: str = ""
-    """What is wrong with the model server, its config.json or the command."""
 
 
 class Follower:
@@ -75,7 +52,7 @@ class Follower:
         self.state = Standing()
         self._mirror, self._store, self._source, self._ground = mirror, store, source, ground
         self._downloads, self._serving, self._takes = downloads, serving, takes
-        self._emit, self._clock = emit, clock
+        self._voice, self._clock = Voice(mirror.name, self.state, emit, clock), clock
         self._plan = Plan({}, [], {})
         self._prefix = f"{mirror.prefix.rstrip('/')}/" if mirror.prefix else ""
         self._seen: dict[bytes, tuple[str, int]] = {}
@@ -83,7 +60,6 @@ class Follower:
         self._settled: dict[bytes, MirrorUnit] | None = None
         """How everything stood when nothing was left to do; None: something is."""
         self._cleared = False
-        self._told: set[tuple[str, str]] = set()
 
     def listed(self, path: bytes) -> Listed | None:
         return self._plan.keys.get(path)
@@ -96,9 +72,9 @@ class Follower:
             objects = list(self._source.listing(self._prefix))
             with disk.disk_errors(self._mirror.path), self._ground.alone():
                 self._follow(objects)
-            self._back(objects)
+            self._voice.back()
         except TransferError as error:
-            self._outage(error)
+            self._voice.outage(error)
 
     def _follow(self, objects: Sequence[Stored]) -> None:
         self._clear_once()
@@ -118,7 +94,7 @@ class Follower:
             with disk.disk_errors(self._mirror.path), self._ground.alone():
                 self._go_on(self._store.mirror_units(self.name))
         except TransferError as error:
-            self._outage(error)
+            self._voice.outage(error)
 
     def _note_listing(self, objects: Sequence[Stored]) -> None:
         whole = hashlib.sha256()
@@ -148,7 +124,7 @@ class Follower:
 
     def _go_on(self, units: dict[bytes, MirrorUnit]) -> None:
         state = self.state
-        waiting, refused = dict[str, str](), dict(self._plan.refused[:_TOLD])
+        waiting, refused = dict[str, str](), dict(self._plan.refused[:TOLD])
         pending: list[Wanted] = []
         for path, wanted in self._plan.units.items():
             why = self._refusal(wanted)
@@ -162,14 +138,14 @@ class Follower:
         self._remove(units, self._older(units))
         self._drop_useless(pending, units)
         self._ground.clear_old(self._mirror.keep_old)
-        state.waiting, state.refused = _some(waiting), _some(refused)
-        state.quarantined = _some({shown(u.path): u.error for u in units.values() if u.refused})
+        state.waiting, state.refused = some(waiting), some(refused)
+        state.quarantined = some({shown(u.path): u.error for u in units.values() if u.refused})
         state.released = sum(unit.state == "released" for unit in units.values())
         state.server = self._serving.trouble
         told = all(unit.checked for unit in units.values() if unit.state == "released")
         leaving = self._mirror.on_delete == "remove" and any(unit.gone_since is not None for unit in units.values())
         self._settled = dict(units) if told and not (waiting or leaving) else None
-        self._tell_refused(refused)
+        self._voice.refused(refused)
 
     def _refusal(self, wanted: Wanted) -> str:
         return wanted.refused or self._serving.refusal(wanted, self._plan)
@@ -208,12 +184,18 @@ class Follower:
         return [w for w in pending if not w.version or w.path in wanted]
 
     def _older(self, units: Mapping[bytes, MirrorUnit]) -> list[bytes]:
-        """Released versions, of whose models enough newer ones are released."""
+        """Released versions, of whose models enough newer ones are released; and those that a crash kept from being
+        recorded as such, which are not gone on with."""
         keep = self._mirror.keep_versions
         if keep is None:
             return []
         released = self._versions([path for path, unit in units.items() if unit.state == "released"])
-        return [versions[n] for versions in released.values() for n in sorted(versions)[:-keep]]
+        begun = self._versions([path for path, unit in units.items() if unit.state == "releasing"])
+        older = [versions[n] for versions in released.values() for n in sorted(versions)[:-keep]]
+        for model, versions in begun.items():
+            newest = sorted(released.get(model, {}))[-keep:]
+            older += [path for n, path in versions.items() if len(newest) == keep and n < newest[0]]
+        return older
 
     def _versions(self, paths: Sequence[bytes]) -> dict[bytes, dict[int, bytes]]:
         """Model -> version -> path."""
@@ -254,7 +236,7 @@ class Follower:
                 waiting[shown(wanted.path)] = str(why)
             except Conflict as error:
                 waiting[shown(wanted.path)] = str(error)
-                self._tell_once(shown(wanted.path), error)
+                self._voice.failing(shown(wanted.path), error)
 
     def _files(
         self, wanted: Wanted, had: Mapping[tuple[bytes, int], Downloaded]
@@ -319,7 +301,7 @@ class Follower:
         self._store.put_unit(self.name, unit, "released", said)
         self._ground.drop([file.job for file in files.values()])
         self._forget_others(wanted, known)
-        self._say("released", f"released: {len(files):,} files, {size:,} bytes", Level.NOTICE, wanted.path)
+        self._voice.say("released", f"released: {len(files):,} files, {size:,} bytes", Level.NOTICE, wanted.path)
         return unit
 
     def _forget_others(self, wanted: Wanted, known: MirrorUnit | None) -> None:
@@ -331,7 +313,7 @@ class Follower:
     def _refuse(self, wanted: Wanted, known: MirrorUnit | None, why: str, code: str = "") -> MirrorUnit:
         unit = replace(known or MirrorUnit(wanted.path, "none"), refused=self._fingerprint(wanted), error=why)
         self._store.put_unit(self.name, unit, "quarantined", {"error": why, "code": code})
-        self._say("quarantined", f"not released: {why}", Level.ERROR, wanted.path, "quarantined")
+        self._voice.say("quarantined", f"not released: {why}", Level.ERROR, wanted.path, "quarantined")
         return unit
 
     # -- model servers --
@@ -349,7 +331,7 @@ class Follower:
                 continue
             except TransferError as error:
                 self._serving.trouble = str(error)
-                self._tell_once("server", error)
+                self._voice.failing("server", error)
                 continue
             units[path] = replace(unit, checked=True, old="")
             self._store.put_unit(self.name, units[path])
@@ -360,7 +342,7 @@ class Follower:
             self._serving.keep_listed(units)
         except TransferError as error:
             self._serving.trouble = str(error)
-            self._tell_once("server", error)
+            self._voice.failing("server", error)
         self.state.server = self._serving.trouble
 
     def _put_back(self, unit: MirrorUnit, error: QuaymasterError) -> MirrorUnit:
@@ -372,7 +354,7 @@ class Follower:
         )  # fmt: skip
         self._store.put_unit(self.name, back, "quarantined", {"error": str(error), "where": where})
         kept = "the version before is in place again" if had else "nothing was there before"
-        self._say("quarantined", f"{error} It is in {where}; {kept}", Level.ERROR, unit.path, error.code)
+        self._voice.say("quarantined", f"{error} It is in {where}; {kept}", Level.ERROR, unit.path, error.code)
         with suppress(TransferError):  # told again at the next pass
             self._serving.after_removal(unit, here=had)
         return back
@@ -434,8 +416,10 @@ class Follower:
             self._serving.before_removal(unit, rest)
         except TransferError as error:
             self._serving.trouble = str(error)
-            self._tell_once("server", error)
+            self._voice.failing("server", error)
             return
+        if unit.state == "releasing":
+            self._ground.discard(unit.old.encode())
         if unit.state != "none":
             names = [unit.path] if unit.objects.keys() != {unit.path} else [unit.path, bare(unit.path, compressed=True)]
             below = any(path.startswith(unit.path + b"/") for path in rest)
@@ -443,7 +427,7 @@ class Follower:
                 name for name in names if not below and self._ground.has(name, unit.objects.keys() != {unit.path})
             ):
                 self._ground.withdraw(name)
-            self._say("mirror-removed", f"removed: {why}", Level.NOTICE, unit.path)
+            self._voice.say("mirror-removed", f"removed: {why}", Level.NOTICE, unit.path)
         self._store.forget_mirrored(self.name, list(unit.objects.items()), unit.path)
         del units[unit.path]
 
@@ -471,46 +455,10 @@ class Follower:
             self._ground.clear(self._mirror.keep_old, jobs, keep)
         self._cleared = True
 
-    # -- telling --
-
-    def _outage(self, error: TransferError) -> None:
-        state = self.state
-        if state.state != "outage":
-            state.state, state.since = "outage", self._clock()
-            self._say("mirror-outage", str(error), Level.ERROR, b"", error.code)
-        state.reason = str(error)
-
-    def _back(self, objects: Sequence[Stored]) -> None:
-        state, now = self.state, self._clock()
-        if state.state == "outage":
-            text = f"follows its bucket again after {now - state.since:.0f} s"
-            self._say("mirror-back", text, Level.NOTICE, b"")
-        if state.state != "ok":
-            state.state, state.since, state.reason = "ok", now, ""
-        state.last_good = now
-
-    def _tell_refused(self, refused: Mapping[str, str]) -> None:
-        for what, why in list(refused.items())[:_TOLD]:
-            if (what, why) not in self._told:
-                self._told.add((what, why))
-                self._say("mirror-refused", f"{what}: {why}", Level.WARNING, b"", "name-refused")
-
-    def _tell_once(self, what: str, error: QuaymasterError) -> None:
-        if (what, error.message) not in self._told:
-            self._told.add((what, error.message))
-            self._say("mirror-failing", f"{what}: {error}", Level.ERROR, b"", error.code)
-
-    def _say(self, kind: str, message: str, level: Level, path: bytes, code: str = "") -> None:
-        self._emit(Event(kind, message, level, watch=self.name, path=path, code=code))
-
 
 def _target(wanted: Wanted, files: Mapping[bytes, Downloaded]) -> bytes:
     """Where it is released: a file by itself may have been compressed."""
     return wanted.path if wanted.directory else next(iter(files))
-
-
-def _some(of: Mapping[str, str]) -> dict[str, str]:
-    return dict(list(of.items())[:_TOLD])
 
 
 def _why_missing(lacking: Sequence[bytes], held: Mapping[bytes, Job], of: int) -> str:

@@ -20,6 +20,8 @@ from quaymaster.destinations import disk
 from quaymaster.errors import PermanentError
 
 LIST = "model_config_list"
+_OTHERS = ("pipeline_config_list", "mediapipe_config_list")
+"""What else is served under a name of its own; a model that has the same is refused."""
 _LARGEST = 16 << 20
 _DECODER = json.JSONDecoder()
 _BLANK = re.compile(r"[ \t\n\r]*")
@@ -57,6 +59,7 @@ def with_model(text: str, name: str, base_path: str) -> str:
     if not text.strip():
         return json.dumps({LIST: [_entry(name, base_path)]}, indent=4) + "\n"
     whole = _parsed(text)
+    _require_free(whole, name)
     found = _list_of(text)
     if found is None:
         at = text.index("{") + 1
@@ -87,6 +90,17 @@ def with_model(text: str, name: str, base_path: str) -> str:
     return _proven(
         f"{text[: last.end]},{gap or ' '}{_compact(name, base_path)}{text[last.end :]}", {**whole, LIST: after}
     )
+
+
+def _require_free(whole: dict[str, Any], name: str) -> None:
+    for each in _OTHERS:
+        others = whole.get(each)
+        for other in others if isinstance(others, list) else []:
+            if isinstance(other, dict) and other.get("name") == name:
+                raise ConfigRefused(
+                    f"config.json has {name} in its {each}: the server would not take a model of that name",
+                    "Give one of the two another name",
+                )
 
 
 def without_model(text: str, name: str, base_path: str) -> str:

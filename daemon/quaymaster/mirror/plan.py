@@ -75,6 +75,8 @@ class Plan:
     """Keys that are no paths, and why."""
     keys: dict[bytes, Listed]
     """Every object, by its path."""
+    models: set[bytes] = field(default_factory=set)
+    """Directories that have versions."""
 
 
 def tag_of(etag: str, size: int) -> int:
@@ -105,7 +107,7 @@ def plan(objects: Iterable[Stored], prefix: str, layout: str, takes: Callable[[b
     _refuse_in_the_way(units, found)
     for key, why in refused:
         _blame(units, key, why)
-    return Plan(units, refused, found)
+    return Plan(units, refused, found, {unit.model for unit in units.values() if unit.version})
 
 
 def _path(key: str) -> bytes:

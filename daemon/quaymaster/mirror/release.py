@@ -84,16 +84,16 @@ class Ground:
         """Targets of those files that are still as they were verified: in ``objects``, or where they were released."""
         found = set()
         with self.objects() as directory:
-            names = set(map(os.fsencode, os.listdir(directory)))
             for each in files:
-                if b"%d.file" % each.job in names or self._is_there(each):
+                # One that is being downloaded again has its name before it is recorded.
+                if _is_at(directory, b"%d.file" % each.job, each) or self._is_there(each):
                     found.add(each.target)
         return found
 
     def _is_there(self, file: Downloaded) -> bool:
         try:
             with self._parent(file.target, create=False) as (parent, leaf):
-                return _same(os.stat(leaf, dir_fd=parent, follow_symlinks=False), file)
+                return _is_at(parent, leaf, file)
         except OSError:
             return False
 
@@ -320,6 +320,13 @@ class Ground:
             yield directory, leaf
         finally:
             os.close(directory)
+
+
+def _is_at(directory: int, name: bytes, file: Downloaded) -> bool:
+    try:
+        return _same(os.stat(name, dir_fd=directory, follow_symlinks=False), file)
+    except OSError:
+        return False
 
 
 def _same(status: os.stat_result, file: Downloaded) -> bool:

@@ -9,6 +9,7 @@ its number (https://github.com/openvinotoolkit/model_server/blob/main/docs/model
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
@@ -23,6 +24,12 @@ if TYPE_CHECKING:
     from quaymaster.config import Mirror
 
 
+_LARGEST_VERSION = (1 << 63) - 1
+_NUMBER_FIRST = re.compile(rb"\s*[+-]?[0-9]")
+"""The server reads a version as strtoll(3) does, and what comes behind the digits does not matter to it
+(https://github.com/openvinotoolkit/model_server/blob/main/src/modelmanager.cpp, readAvailableVersions)."""
+
+
 class Serving:
     def __init__(self, mirror: Mirror, cancelled: Callable[[], bool]) -> None:
         self._mirror = mirror
@@ -31,18 +38,20 @@ class Serving:
 
     def refusal(self, wanted: Wanted, plan: Plan) -> str:
         """Why the server would not take a unit; empty: nothing is known against it."""
-        if self._mirror.ovms_config is None or not wanted.directory:
+        if self._mirror.ovms_config is None:
             return ""
         if not wanted.version:
-            return "the model server takes numbers as versions, such as model/1"
+            if like := _like_a_version(wanted, plan):
+                return f"the model server would take the directory {like} for a version"
+            return "the model server takes numbers as versions, such as model/1" if wanted.directory else ""
+        if wanted.version > _LARGEST_VERSION:
+            return f"the model server knows no version above {_LARGEST_VERSION}"
         try:
             name = ovms_config.model_name(wanted.model)
         except ovms_config.ConfigRefused as error:
             return error.message
-        if b"/" in wanted.model:
-            for other in plan.units.values():
-                if other.version and other.model == name.encode():
-                    return f"the model server would call it {name}, which is another model"
+        if b"/" in wanted.model and name.encode() in plan.models:
+            return f"the model server would call it {name}, which is another model"
         return ""
 
     def keep_listed(self, units: Mapping[bytes, MirrorUnit]) -> None:
@@ -138,6 +147,15 @@ class Serving:
 def _released_of(model: bytes, units: Mapping[bytes, MirrorUnit]) -> list[Wanted]:
     found = (Wanted(path, directory=True) for path, unit in units.items() if unit.state == "released")
     return [each for each in found if each.version and each.model == model]
+
+
+def _like_a_version(wanted: Wanted, plan: Plan) -> str:
+    """The directory beside a model's versions that a unit would make and the server would load; empty: none."""
+    parts = wanted.path.split(b"/")
+    for at in range(1, len(parts) if wanted.directory else len(parts) - 1):
+        if _NUMBER_FIRST.match(parts[at]) and b"/".join(parts[:at]) in plan.models:
+            return shown(b"/".join(parts[: at + 1]))
+    return ""
 
 
 def _others_on_disk(path: str, of: Wanted) -> bool:

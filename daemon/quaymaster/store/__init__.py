@@ -545,6 +545,11 @@ class Store:
         with self._db.read() as t:
             return mirrors.units(t, mirror)
 
+    def told_of(self, watch: str, paths: Iterable[bytes]) -> list[Entry]:
+        """The custody log's entries about these paths that belong to no job: releases and removals of a mirror."""
+        with self._db.read() as t:
+            return custody.of_paths(t, watch, paths)
+
     def put_unit(self, mirror: str, unit: MirrorUnit, kind: str = "", details: Mapping[str, Any] | None = None) -> None:
         """Remember how a unit of a mirror stands; with ``kind`` it is told in the custody log."""
 

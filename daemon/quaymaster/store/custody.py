@@ -131,6 +131,20 @@ def of_job(t: Transaction, job: int) -> list[Entry]:
     return [Entry(row["seq"], row["body"], row["sha256"]) for row in rows]
 
 
+def of_paths(t: Transaction, watch: str, paths: Iterable[bytes]) -> list[Entry]:
+    """Entries about these paths that belong to no job, oldest first."""
+    names = {path.hex() for path in paths if path}
+    if not names:
+        return []
+    like = " OR ".join(["body LIKE ?"] * len(names))
+    rows = t.execute(
+        f"SELECT seq, body, sha256 FROM custody WHERE job_id IS NULL AND ({like}) ORDER BY seq",
+        [f'%"path_hex":"{name}"%' for name in sorted(names)],
+    )
+    found = [Entry(row["seq"], row["body"], row["sha256"]) for row in rows]
+    return [e for e in found if e.fields.get("watch") == watch and e.fields.get("path_hex") in names]
+
+
 def entries(t: Transaction, first: int = 1, last: int = 1 << 62) -> Iterator[Entry]:
     """In order; ``first`` and ``last`` included."""
     for row in t.execute("SELECT seq, body, sha256 FROM custody WHERE seq BETWEEN ? AND ? ORDER BY seq", (first, last)):

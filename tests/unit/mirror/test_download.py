@@ -125,6 +125,7 @@ def test_after_a_power_cut_it_begins_anew(scene: Callable[..., Scene]) -> None:
     s.source.starts.clear()
     assert s.run()[0] == s.content
     assert sorted(s.source.starts) == list(range(0, len(s.content), LENGTH))
+    assert s.left() == ["7.file"]
 
 
 def test_a_damaged_beginning_is_noticed_and_fetched_again(scene: Callable[..., Scene]) -> None:

@@ -143,3 +143,41 @@ def test_no_text_makes_it_fail_in_another_way(text: str) -> None:
         except ConfigRefused:
             continue
         assert not after.strip() or isinstance(json.loads(after), dict)
+
+
+MODEL_FIELDS = {
+    "name", "base_path", "batch_size", "graph_path", "subconfig", "model_version_policy", "shape", "layout", "nireq",
+    "target_device", "allow_cache", "plugin_config", "custom_loader_options",
+}  # fmt: skip
+TABLES = {
+    "model_config_list", "custom_loader_config_list", "pipeline_config_list", "mediapipe_config_list",
+    "custom_node_library_config_list", "monitoring",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("text", ["", "{}", '{"model_config_list": []}', '{"monitoring": {"metrics": {}}}', WRITTEN])
+def test_the_server_takes_what_is_written(text: str) -> None:
+    """What its schema (src/schema.cpp, MODELS_CONFIG_SCHEMA) asks: the list must be there, nothing unknown beside it;
+    each entry has ``config`` alone, with a name, and no field that is not one of a model."""
+    two = with_model(with_model(text, "m", "/models/m"), "n", "/models/n")
+    for written in (
+        two,
+        without_model(two, "m", "/models/m"),
+        without_model(without_model(two, "n", "/models/n"), "m", "/"),
+    ):
+        whole = json.loads(written)
+        assert isinstance(whole[LIST], list)
+        assert whole.keys() <= TABLES
+        for each in whole[LIST]:
+            assert each.keys() == {"config"}
+            assert isinstance(each["config"]["name"], str)
+            assert each["config"].keys() <= MODEL_FIELDS
+            assert isinstance(each["config"].get("base_path", ""), str)
+
+
+@pytest.mark.parametrize("table", ["pipeline_config_list", "mediapipe_config_list"])
+def test_a_name_that_is_served_already_is_refused(table: str) -> None:
+    text = json.dumps({LIST: [], table: [{"name": "m"}]})
+    with pytest.raises(ConfigRefused, match=table):
+        with_model(text, "m", "/models/m")
+    assert json.loads(with_model(text, "n", "/models/n"))[LIST] == [entry("n", "/models/n")]

@@ -43,7 +43,7 @@ def locate(config: Config, path: bytes, patience: float = PATIENCE) -> Place:
 
     if not path or b"\0" in path:
         raise UsageError("PATH holds a NUL; no path can" if path else "PATH is empty")
-    absolute = _normal(os.path.join(os.getcwdb(), path))
+    absolute = normal(os.path.join(os.getcwdb(), path))
     roots = {name: os.fsencode(watch.path) for name, watch in config.watches.items()}
     try:
         place = _below(config, roots, absolute) or within(patience, lambda: _resolved(config, roots, absolute))
@@ -61,18 +61,24 @@ def locate(config: Config, path: bytes, patience: float = PATIENCE) -> Place:
 def _resolved(config: Config, roots: Mapping[str, bytes], absolute: bytes) -> Place | None:
     folder, name = os.path.split(absolute)
     real = {watch: os.path.realpath(root) for watch, root in roots.items()}
-    return _below(config, real, _normal(os.path.join(os.path.realpath(folder), name)))
+    return _below(config, real, normal(os.path.join(os.path.realpath(folder), name)))
 
 
 def _below(config: Config, roots: Mapping[str, bytes], path: bytes) -> Place | None:
+    found = below(roots, path)
+    return Place(config.watches[found[0]], found[1]) if found else None
+
+
+def below(roots: Mapping[str, bytes], path: bytes) -> tuple[str, bytes] | None:
+    """Which root a path is in, and where in it."""
     for name, root in roots.items():
         inside = root.rstrip(b"/") + b"/"
         if path == root:
-            return Place(config.watches[name], b"")
+            return name, b""
         if path.startswith(inside):
-            return Place(config.watches[name], path[len(inside) :])
+            return name, path[len(inside) :]
     return None
 
 
-def _normal(path: bytes) -> bytes:
+def normal(path: bytes) -> bytes:
     return b"/" + os.path.normpath(path).lstrip(b"/")

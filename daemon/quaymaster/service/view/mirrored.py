@@ -1,0 +1,147 @@
+"""One file that a mirror released: the object it came from, and everything that proves it (PRODUCT M1, I8)."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from quaymaster.model import Compression, Job, shown
+from quaymaster.service.view.locate import below, normal
+from quaymaster.service.view.records import Record, entry_record, job_record, path_record
+
+if TYPE_CHECKING:
+    from quaymaster.config import Config, Mirror
+    from quaymaster.store import Downloaded, Entry, Store
+
+_PIECE = 1 << 20
+HERE = {
+    "same": "as it was released (read again now: the same SHA-256)",
+    "changed": "CHANGED since it was released: it has another SHA-256",
+    "absent": "not there",
+    "unreadable": "cannot be read by this user",
+}
+"""How the file stands on the disk -> what is said of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class MirrorPlace:
+    mirror: Mirror
+    path: bytes
+    """Below the mirror."""
+
+    @property
+    def shown(self) -> str:
+        return shown(os.path.join(os.fsencode(self.mirror.path), self.path))
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What is recorded of one file of a mirror."""
+
+    place: MirrorPlace
+    jobs: list[Job]
+    """Of the objects that it can have come from, oldest first."""
+    downloads: list[Entry]
+    releases: list[Entry]
+    """And what else was told of the units that it was in."""
+    custody: list[Entry]
+    """All of these, and failures and retries, in order."""
+    here: str
+    fault: str
+    """What contradicts the proof; empty for nothing."""
+
+
+def mirror_place(config: Config, path: bytes) -> MirrorPlace | None:
+    """Where a path is in a mirror; None when it is in none, or in a watch that lies below it."""
+    if not path or b"\0" in path:
+        return None
+    absolute = normal(os.path.join(os.getcwdb(), path))
+    roots = {name: os.fsencode(mirror.path) for name, mirror in config.mirrors.items()}
+    if any(below({name: os.fsencode(watch.path)}, absolute) for name, watch in config.watches.items()):
+        return None
+    for real in (absolute, os.path.realpath(absolute)):
+        for root in (roots, {name: os.path.realpath(path) for name, path in roots.items()}):
+            if found := below(root, real):
+                return MirrorPlace(config.mirrors[found[0]], found[1])
+    return None
+
+
+def origin(place: MirrorPlace, store: Store) -> Origin:
+    """Reads the whole custody log, and the file. Raises StoreError."""
+    from quaymaster.store import Filter
+
+    name, path = place.mirror.name, place.path
+    objects = [path + form.suffix.encode() for form in Compression] if path else []
+    jobs = [job for each in objects for job in store.jobs(Filter(watch=name, path=each, exact=True))]
+    of_jobs = [entry for job in jobs for entry in store.history(job)]
+    releases = _releases(store, name, path, objects)
+    downloads = [entry for entry in of_jobs if entry.fields["kind"] == "downloaded"]
+    custody = sorted([*of_jobs, *releases], key=lambda entry: entry.seq)
+    now = next((d for d in store.downloaded(name).values() if d.target == path), None)
+    here = _here(place, now or _last(downloads))
+    return Origin(place, jobs, downloads, releases, custody, here, _fault(store, path, now, downloads, releases))
+
+
+def _releases(store: Store, mirror: str, path: bytes, objects: list[bytes]) -> list[Entry]:
+    """What was told of the units that had the file in them."""
+    parts = path.split(b"/")
+    units = [*objects, *(b"/".join(parts[:number]) for number in range(1, len(parts)))]
+    told = store.told_of(mirror, units)
+    mine = {e.fields["path_hex"] for e in told if shown(path) in (e.fields.get("files") or {})}
+    return [entry for entry in told if entry.fields["path_hex"] in mine]
+
+
+def _last(downloads: list[Entry]) -> str:
+    return str(downloads[-1].fields["sha256"]) if downloads else ""
+
+
+def _here(place: MirrorPlace, recorded: Downloaded | str) -> str:
+    wanted = recorded if isinstance(recorded, str) else recorded.sha256
+    digest = hashlib.sha256()
+    try:
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        with open(os.open(os.path.join(os.fsencode(place.mirror.path), place.path), flags), "rb", buffering=0) as file:
+            while piece := file.read(_PIECE):
+                digest.update(piece)
+    except (FileNotFoundError, NotADirectoryError):
+        return "absent"
+    except OSError:
+        return "unreadable"
+    return "same" if digest.hexdigest() == wanted else "changed"
+
+
+def _fault(store: Store, path: bytes, now: Downloaded | None, downloads: list[Entry], releases: list[Entry]) -> str:
+    broken = store.custody_broken_at()
+    if broken is not None:
+        return f"The custody log is broken at entry {broken}"
+    if now is None:
+        return ""
+    wanted = {"sha256": now.sha256, "size": now.size, "evidence": now.evidence or "size"}
+    if not any(wanted.items() <= entry.fields.items() for entry in downloads if entry.fields.get("job") == now.job):
+        return f"What is recorded of its download (job {now.job}) is not what the custody log says"
+    said = [entry.fields for entry in releases if entry.fields["kind"] == "released"]
+    if said and said[-1]["files"].get(shown(path)) not in (now.sha256, None):
+        return "The custody log tells of a release with another SHA-256 than was downloaded"
+    return ""
+
+
+def download_record(entry: Entry) -> Record:
+    said: dict[str, Any] = entry.fields
+    names = ("job", "key", "etag", "version_id", "stored_size", "size", "sha256", "compression", "evidence")
+    return {**{name: said.get(name, "") for name in names}, "downloaded_at": said["at"]}
+
+
+def origin_record(found: Origin) -> Record:
+    return {
+        "mirror": found.place.mirror.name,
+        "mirror_path": found.place.mirror.path,
+        **path_record(found.place.path),
+        "here": found.here,
+        "downloads": [download_record(entry) for entry in found.downloads],
+        "jobs": [job_record(job) for job in found.jobs],
+        "custody": [entry_record(entry) for entry in found.custody],
+        "fault": found.fault,
+        "chain_checked": True,
+    }
