@@ -12,12 +12,12 @@ import re
 import secrets
 import stat
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 
 from quaymaster.destinations import disk
 from quaymaster.destinations.owner import TAG, is_dead, own_tag
-from quaymaster.errors import Conflict, NameRefused, OutOfSpace, PermanentError
+from quaymaster.errors import Conflict, NameRefused, OutOfSpace, PermanentError, TransferError
 from quaymaster.model import Identity, shown
 from quaymaster.source import identity_of
 
@@ -210,6 +210,7 @@ class Landing:
         """Takes ``directory`` over."""
         self._ground, self._directory, self._part, self._path = ground, directory, part, path
         self._written = self._begun = 0  # bytes that were given to the kernel, and that it was told to write out
+        self._durable: Identity | None = None
         ground.under_way(part, directory)
         try:
             self._file = os.open(part, disk.NEW_FLAGS, 0o600, dir_fd=directory)
@@ -227,30 +228,91 @@ class Landing:
             disk.begin_writing(self._file, self._begun, self._written - self._begun)
             self._begun = self._written
 
-    def complete(self, mode: int, mtime_ns: int) -> Identity:
-        """Everything is written: make it durable, with the source's permission bits and time. Raises NameRefused for a
-        time that no filesystem has."""
+    def dress(self, mode: int, mtime_ns: int) -> None:
+        """Everything is written: give it the source's permission bits and time, and the disk its bytes. Raises
+        PermanentError for a time that no filesystem has."""
         os.fchmod(self._file, mode & 0o777)
         try:
             os.utime(self._file, ns=(mtime_ns, mtime_ns))
         except OverflowError:
-            raise PermanentError(f"{self._ground.where(self._path)} has an impossible time: {mtime_ns} ns") from None
-        os.fsync(self._file)
-        return identity_of(os.fstat(self._file))
+            raise PermanentError(f"{self.where} has an impossible time: {mtime_ns} ns") from None
+        disk.begin_writing(self._file, self._begun, self._written - self._begun)
+        self._begun = self._written
+
+    def harden(self) -> Identity:
+        """It is on the disk when this returns."""
+        if self._durable is None:
+            os.fsync(self._file)
+            self._durable = identity_of(os.fstat(self._file))
+        return self._durable
+
+    @property
+    def where(self) -> str:
+        return self._ground.where(self._path)
+
+    @property
+    def folder(self) -> tuple[int, int]:
+        """What tells its directory from others."""
+        status = os.fstat(self._directory)
+        return status.st_dev, status.st_ino
 
     def publish(self) -> bool:
-        """Give it its name, durably. False when that is taken."""
+        """Give it its name. False when that is taken."""
         try:
             disk.publish_name(self._directory, self._part, os.path.basename(self._path))
         except FileExistsError:
             return False
-        disk.sync_directory(self._directory)
         return True
+
+    def sync_folder(self) -> None:
+        """Make its name durable, and all others that its directory has."""
+        disk.sync_directory(self._directory)
 
     def abort(self) -> None:
         """Remove it, unless it was published."""
+        if self._file < 0:
+            return
         with suppress(OSError):
             os.unlink(self._part, dir_fd=self._directory)
         self._ground.ended(self._part)
         os.close(self._file)
         os.close(self._directory)
+        self._file = -1
+
+
+def publish(
+    landings: Sequence[Landing], expect: Callable[[Mapping[int, Identity]], None]
+) -> list[bool | TransferError]:
+    """Give files that are dressed their names, durably: first the bytes of all, then all names, of which a disk makes
+    many durable in little more time than one. Returns for each whether it has its name now (False: that is taken), or
+    why it could not be done.
+
+    ``expect`` is told which of them (by their index) are on the disk and are to get their names next.
+    """
+    ends: list[bool | TransferError] = [False] * len(landings)
+
+    @contextmanager
+    def noted(at: int) -> Iterator[None]:
+        try:
+            with disk.disk_errors(landings[at].where):
+                yield
+        except TransferError as error:
+            ends[at] = error
+
+    durable: dict[int, Identity] = {}
+    for at, landing in enumerate(landings):
+        with noted(at):
+            durable[at] = landing.harden()
+    expect(durable)
+    folders: dict[tuple[int, int], list[int]] = {}
+    for at in durable:
+        with noted(at):
+            ends[at] = landings[at].publish()
+            folders.setdefault(landings[at].folder, []).append(at)
+    for inside in folders.values():
+        if named := [at for at in inside if ends[at] is True]:
+            with noted(named[0]):
+                landings[named[0]].sync_folder()
+            for at in named:
+                ends[at] = ends[named[0]]
+    return ends
