@@ -12,14 +12,18 @@ import re
 import secrets
 import stat
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from typing import TypeVar
 
 from quaymaster.destinations import disk
 from quaymaster.destinations.owner import TAG, is_dead, own_tag
 from quaymaster.errors import Conflict, NameRefused, OutOfSpace, PermanentError, TransferError
 from quaymaster.model import Identity, shown
 from quaymaster.source import identity_of
+
+T = TypeVar("T")
 
 _LONGEST_PATH = 4096
 """Bytes (PATH_MAX). Longer ones could be made, but hardly be opened by anybody."""
@@ -29,6 +33,8 @@ _LEAVES = 64 << 20
 """Bytes that stay free on a disk that is restored to."""
 _STRIDE = 8 << 20
 """Bytes after which the disk is set to work, so that it writes while the rest is fetched."""
+_SYNCING = 16
+"""Files that are brought to the disk at a time."""
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
@@ -290,6 +296,8 @@ def publish(
     ``expect`` is told which of them (by their index) are on the disk and are to get their names next.
     """
     ends: list[bool | TransferError] = [False] * len(landings)
+    durable: dict[int, Identity] = {}
+    folders: dict[tuple[int, int], list[int]] = {}
 
     @contextmanager
     def noted(at: int) -> Iterator[None]:
@@ -299,20 +307,33 @@ def publish(
         except TransferError as error:
             ends[at] = error
 
-    durable: dict[int, Identity] = {}
-    for at, landing in enumerate(landings):
+    def harden(at: int) -> None:
         with noted(at):
-            durable[at] = landing.harden()
+            durable[at] = landings[at].harden()
+
+    def sync(named: list[int]) -> None:
+        with noted(named[0]):
+            landings[named[0]].sync_folder()
+        for at in named:
+            ends[at] = ends[named[0]]
+
+    _at_once(harden, range(len(landings)))
     expect(durable)
-    folders: dict[tuple[int, int], list[int]] = {}
     for at in durable:
         with noted(at):
             ends[at] = landings[at].publish()
-            folders.setdefault(landings[at].folder, []).append(at)
-    for inside in folders.values():
-        if named := [at for at in inside if ends[at] is True]:
-            with noted(named[0]):
-                landings[named[0]].sync_folder()
-            for at in named:
-                ends[at] = ends[named[0]]
+            if ends[at] is True:
+                folders.setdefault(landings[at].folder, []).append(at)
+    _at_once(sync, folders.values())
     return ends
+
+
+def _at_once(act: Callable[[T], None], on: Collection[T]) -> None:
+    """What waits for the disk, by several threads: flushes that are asked for together are one flush."""
+    if len(on) < 2:
+        for each in on:
+            act(each)
+        return
+    with ThreadPoolExecutor(min(_SYNCING, len(on)), thread_name_prefix="sync") as pool:
+        for done in [pool.submit(act, each) for each in on]:
+            done.result()
