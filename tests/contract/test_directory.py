@@ -216,8 +216,8 @@ def test_a_copy_of_which_only_a_part_can_be_read_is_not_taken_for_another(
     old = deliver(destination, "a", ours)
     digest, leaf = disk.digest_past_cache, os.stat(os.path.join(place.path, "a")).st_ino
 
-    def half(descriptor: int, beat: Callable[[], None]) -> tuple[int, str]:
-        size, sha256 = digest(descriptor, beat)
+    def half(descriptor: int, beat: Callable[[], None], at_once: int) -> tuple[int, str]:
+        size, sha256 = digest(descriptor, beat, at_once)
         return (size // 2, "0" * 64) if os.fstat(descriptor).st_ino == leaf else (size, sha256)
 
     monkeypatch.setattr(disk, "digest_past_cache", half)

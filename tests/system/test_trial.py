@@ -64,7 +64,7 @@ class Trial:
         """What a command printed; it must have succeeded."""
         with self.timed(" ".join(arguments[:2])):
             code, said = self.service.cli(*arguments, timeout=self.amount.timeout)
-        assert code == 0, said
+        assert code == 0, {name: value[:3] if isinstance(value, list) else value for name, value in said.items()}
         return said
 
     @contextmanager

@@ -6,7 +6,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -153,6 +153,8 @@ class _Run:
     store: Store | None
     places: Places
     _grounds: dict[str, Ground] = field(default_factory=dict)
+    _homes: dict[str, bool] = field(default_factory=dict)
+    """Watches, and whether --to is their own place."""
     _unit: DeliveredUnit | None = None
     _passed_bytes: int = 0
     """Of files that needed no reading."""
@@ -260,7 +262,9 @@ class _Run:
         if self.options.to is not None:
             # With several watches each has a directory of its own, so that none takes another's place.
             below = b"" if self._one_watch() else os.fsencode(watch) + b"/"
-            return Spot(self._grounds[""], below + path, self._is_home(watch, below))
+            if watch not in self._homes:
+                self._homes[watch] = self._is_home(watch, below)
+            return Spot(self._grounds[""], below + path, self._homes[watch])
         if watch not in self._grounds:
             return f"Watch {watch} is not configured any more: say with --to where it is to go"
         return Spot(self._grounds[watch], path, at_home=True)
@@ -276,10 +280,16 @@ class _Run:
     def _restore_sums(self, unit: DeliveredUnit) -> None:
         """The list that sha256sum(1) reads, unless there is a file of that name."""
         from quaymaster.model import FileVersion
+        from quaymaster.pipeline.landing import publish
 
         spot = self._spot_in_unit(unit.head.sums.encode())
         if isinstance(spot, str):
             return
+
+        def expect(found: Mapping[int, Identity]) -> None:
+            if spot.at_home and self.store is not None:  # else it would be taken for a new file
+                self.store.expect([FileVersion(unit.watch, spot.target, identity) for identity in found.values()])
+
         with spot.ground.folder(spot.target, create=True) as directory:
             if directory is None or spot.ground.present(directory, spot.target) is not None:
                 return
@@ -287,10 +297,8 @@ class _Run:
             try:
                 for line in unit.sums():
                     landing.write(line)
-                identity = landing.complete(0o644, time.time_ns())
-                if spot.at_home and self.store is not None:  # else it would be taken for a new file
-                    self.store.expect(FileVersion(unit.watch, spot.target, identity))
-                landing.publish()
+                landing.dress(0o644, time.time_ns())
+                publish([landing], expect)
             finally:
                 landing.abort()
 
@@ -319,12 +327,16 @@ class _Run:
 
     # -- what came of it --
 
-    def _expect(self, wanted: Wanted, identity: Identity) -> int:
+    def _expect(self, complete: Sequence[tuple[Wanted, Identity]]) -> Sequence[int]:
         from quaymaster.model import FileVersion
 
-        if not wanted.at_home or self.store is None:
-            return 0
-        return self.store.expect(FileVersion(wanted.watch, wanted.path, identity))
+        home = [(at, one) for at, one in enumerate(complete) if one[0].at_home] if self.store is not None else []
+        jobs = [0] * len(complete)
+        if home and self.store is not None:
+            versions = [FileVersion(wanted.watch, wanted.path, identity) for _, (wanted, identity) in home]
+            for (at, _), job in zip(home, self.store.expect(versions), strict=True):
+                jobs[at] = job
+        return jobs
 
     def _record(self, results: Sequence[Restored]) -> None:
         if self.store is not None:

@@ -45,6 +45,8 @@ from quaymaster.model import Digests, Emit, Event, Level, Stored, shown
 
 _PART = re.compile(rb"\.qm-%b-[^/]+\.part" % TAG.encode())
 
+_AT_ONCE = 8
+"""Pieces of a file that are asked for at a time over the network: each answer comes late, several together no later."""
 _WAYS = {
     "link": "names are given with hard links: never overwrites",
     "rename": "has no hard links; names are given with RENAME_NOREPLACE: never overwrites",
@@ -66,11 +68,13 @@ class Directory:
         token: Callable[[], str] = lambda: secrets.token_hex(8),
         anchor: Callable[[int | None], None] = lambda _: None,
         beat: Callable[[], None] = lambda: None,
+        distant: Callable[[], bool] = lambda: False,
     ) -> None:
         """``anchor`` is given a descriptor of the root each time it is entered, or None when it cannot be, and raises
         Unreachable when what belongs there is not mounted. ``beat`` is called in the midst of what takes long, as a
-        sign of life."""
+        sign of life. ``distant``: whether it is on a network filesystem."""
         self._anchor = anchor
+        self._distant = distant
         self.beat = beat
         self.name = name
         self.path = path
@@ -78,6 +82,10 @@ class Directory:
         self._tag = tag or own_tag()
         self._token = token
         self._told: set[str] = set()
+
+    def at_once(self) -> int:
+        """Pieces of a file that are read back at a time."""
+        return _AT_ONCE if self._distant() else 1
 
     def metadata_first(self, size_bound: int) -> bool:
         return False
@@ -91,10 +99,10 @@ class Directory:
 
     def memory_needed(self, size_bound: int) -> int:
         """The most bytes of buffers that one upload holds."""
-        return disk.PIECE
+        return self.at_once() * disk.PIECE
 
     def memory_least(self, size_bound: int) -> int:
-        return disk.PIECE
+        return self.at_once() * disk.PIECE
 
     def begin(self, put: Put) -> DirectoryUpload:
         place = self.place(put.key)

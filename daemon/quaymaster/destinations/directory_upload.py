@@ -102,7 +102,7 @@ class DirectoryUpload:
         """What the device or server holds under the part's name is what the caller hashed."""
         descriptor = os.open(self._part, READ_FLAGS, dir_fd=self._directory)
         try:
-            size, sha256 = disk.digest_past_cache(descriptor, self._home.beat)
+            size, sha256 = disk.digest_past_cache(descriptor, self._home.beat, self._home.at_once())
         finally:
             os.close(descriptor)
         if (size, sha256) != (digests.size, digests.sha256):
@@ -156,7 +156,7 @@ class DirectoryUpload:
     def _read(self) -> str:
         descriptor = os.open(self._place.leaf, READ_FLAGS, dir_fd=self._directory)
         try:
-            size, sha256 = disk.digest_past_cache(descriptor, self._home.beat)
+            size, sha256 = disk.digest_past_cache(descriptor, self._home.beat, self._home.at_once())
             whole = os.fstat(descriptor).st_size
         finally:
             os.close(descriptor)

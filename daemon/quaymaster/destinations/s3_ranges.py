@@ -14,6 +14,9 @@ PIECE = 1 << 20
 """Bytes; the most that a reader is given at once."""
 RANGE = 8 << 20
 """Bytes of one request."""
+READ = 2 * RANGE
+"""The same for those who read an object from its beginning to its end: each request costs the server work, too, as much
+as two or three MiB do."""
 
 
 def pieces_of(body: bytes) -> Iterator[bytes]:

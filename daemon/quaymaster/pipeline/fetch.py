@@ -66,16 +66,18 @@ def fetch(
     cancelled: Callable[[], bool],
     progress: Callable[[int], None],
     done: Callable[[str], None],
+    at_once: int = 1,
 ) -> Copy:
     """Copy the job's version to staging, unless a complete copy is there from before a restart. ``done`` is told the
-    digest of a new copy once it is on the disk and the source has not changed meanwhile."""
+    digest of a new copy once it is on the disk and the source has not changed meanwhile. ``at_once``: pieces that are
+    asked for at a time, where each takes long to come."""
     version = job.version
     path = os.path.join(staging.directory, f"{job.id}.source")
     with ExitStack() as room, opened(root, version.path, version.identity) as source:
         wrote = room.enter_context(staging.reserve(source.size))
         sha256 = str(job.checkpoint.get(STAGED, ""))
         if not (sha256 and _size_of(path) == source.size):
-            sha256 = _copy(source, path, cancelled, wrote, progress)
+            sha256 = _copy(source.pieces(cancelled, progress, at_once), path, wrote)
             try:
                 unchanged(root, version.path, source, version.identity)
                 done(sha256)
@@ -94,11 +96,9 @@ def _size_of(path: str) -> int:
 
 
 def _copy(
-    source: Reader,
+    read: Callable[[], bytes],
     path: str,
-    cancelled: Callable[[], bool],
     wrote: Callable[[int], None],
-    progress: Callable[[int], None],
 ) -> str:
     total = hashlib.sha256()
     try:
@@ -108,7 +108,6 @@ def _copy(
     except OSError as error:
         raise _staging_error(error, path) from None
     try:
-        read = source.pieces(cancelled, progress)
         while data := read():
             total.update(data)
             try:

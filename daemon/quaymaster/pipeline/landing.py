@@ -12,14 +12,18 @@ import re
 import secrets
 import stat
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from typing import TypeVar
 
 from quaymaster.destinations import disk
 from quaymaster.destinations.owner import TAG, is_dead, own_tag
-from quaymaster.errors import Conflict, NameRefused, OutOfSpace, PermanentError
+from quaymaster.errors import Conflict, NameRefused, OutOfSpace, PermanentError, TransferError
 from quaymaster.model import Identity, shown
 from quaymaster.source import identity_of
+
+T = TypeVar("T")
 
 _LONGEST_PATH = 4096
 """Bytes (PATH_MAX). Longer ones could be made, but hardly be opened by anybody."""
@@ -29,6 +33,8 @@ _LEAVES = 64 << 20
 """Bytes that stay free on a disk that is restored to."""
 _STRIDE = 8 << 20
 """Bytes after which the disk is set to work, so that it writes while the rest is fetched."""
+_SYNCING = 16
+"""Files that are brought to the disk at a time."""
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
@@ -210,6 +216,7 @@ class Landing:
         """Takes ``directory`` over."""
         self._ground, self._directory, self._part, self._path = ground, directory, part, path
         self._written = self._begun = 0  # bytes that were given to the kernel, and that it was told to write out
+        self._durable: Identity | None = None
         ground.under_way(part, directory)
         try:
             self._file = os.open(part, disk.NEW_FLAGS, 0o600, dir_fd=directory)
@@ -227,30 +234,106 @@ class Landing:
             disk.begin_writing(self._file, self._begun, self._written - self._begun)
             self._begun = self._written
 
-    def complete(self, mode: int, mtime_ns: int) -> Identity:
-        """Everything is written: make it durable, with the source's permission bits and time. Raises NameRefused for a
-        time that no filesystem has."""
+    def dress(self, mode: int, mtime_ns: int) -> None:
+        """Everything is written: give it the source's permission bits and time, and the disk its bytes. Raises
+        PermanentError for a time that no filesystem has."""
         os.fchmod(self._file, mode & 0o777)
         try:
             os.utime(self._file, ns=(mtime_ns, mtime_ns))
         except OverflowError:
-            raise PermanentError(f"{self._ground.where(self._path)} has an impossible time: {mtime_ns} ns") from None
-        os.fsync(self._file)
-        return identity_of(os.fstat(self._file))
+            raise PermanentError(f"{self.where} has an impossible time: {mtime_ns} ns") from None
+        disk.begin_writing(self._file, self._begun, self._written - self._begun)
+        self._begun = self._written
+
+    def harden(self) -> Identity:
+        """It is on the disk when this returns."""
+        if self._durable is None:
+            os.fsync(self._file)
+            self._durable = identity_of(os.fstat(self._file))
+        return self._durable
+
+    @property
+    def where(self) -> str:
+        return self._ground.where(self._path)
+
+    @property
+    def folder(self) -> tuple[int, int]:
+        """What tells its directory from others."""
+        status = os.fstat(self._directory)
+        return status.st_dev, status.st_ino
 
     def publish(self) -> bool:
-        """Give it its name, durably. False when that is taken."""
+        """Give it its name. False when that is taken."""
         try:
             disk.publish_name(self._directory, self._part, os.path.basename(self._path))
         except FileExistsError:
             return False
-        disk.sync_directory(self._directory)
         return True
+
+    def sync_folder(self) -> None:
+        """Make its name durable, and all others that its directory has."""
+        disk.sync_directory(self._directory)
 
     def abort(self) -> None:
         """Remove it, unless it was published."""
+        if self._file < 0:
+            return
         with suppress(OSError):
             os.unlink(self._part, dir_fd=self._directory)
         self._ground.ended(self._part)
         os.close(self._file)
         os.close(self._directory)
+        self._file = -1
+
+
+def publish(
+    landings: Sequence[Landing], expect: Callable[[Mapping[int, Identity]], None]
+) -> list[bool | TransferError]:
+    """Give files that are dressed their names, durably: first the bytes of all, then all names, of which a disk makes
+    many durable in little more time than one. Returns for each whether it has its name now (False: that is taken), or
+    why it could not be done.
+
+    ``expect`` is told which of them (by their index) are on the disk and are to get their names next.
+    """
+    ends: list[bool | TransferError] = [False] * len(landings)
+    durable: dict[int, Identity] = {}
+    folders: dict[tuple[int, int], list[int]] = {}
+
+    @contextmanager
+    def noted(at: int) -> Iterator[None]:
+        try:
+            with disk.disk_errors(landings[at].where):
+                yield
+        except TransferError as error:
+            ends[at] = error
+
+    def harden(at: int) -> None:
+        with noted(at):
+            durable[at] = landings[at].harden()
+
+    def sync(named: list[int]) -> None:
+        with noted(named[0]):
+            landings[named[0]].sync_folder()
+        for at in named:
+            ends[at] = ends[named[0]]
+
+    _at_once(harden, range(len(landings)))
+    expect(durable)
+    for at in durable:
+        with noted(at):
+            ends[at] = landings[at].publish()
+            if ends[at] is True:
+                folders.setdefault(landings[at].folder, []).append(at)
+    _at_once(sync, folders.values())
+    return ends
+
+
+def _at_once(act: Callable[[T], None], on: Collection[T]) -> None:
+    """What waits for the disk, by several threads: flushes that are asked for together are one flush."""
+    if len(on) < 2:
+        for each in on:
+            act(each)
+        return
+    with ThreadPoolExecutor(min(_SYNCING, len(on)), thread_name_prefix="sync") as pool:
+        for done in [pool.submit(act, each) for each in on]:
+            done.result()

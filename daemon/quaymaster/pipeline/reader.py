@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
+from quaymaster.destinations.s3_ranges import in_order
 from quaymaster.errors import IntegrityError, SourceChanged
 from quaymaster.model import Identity
 from quaymaster.pipeline.budget import Cancelled
@@ -29,16 +30,21 @@ class Reader:
     pulse: Pulse = field(default_factory=Pulse)
 
     def pieces(
-        self, cancelled: Callable[[], bool], told: Callable[[int], None] = lambda _: None
+        self, cancelled: Callable[[], bool], told: Callable[[int], None] = lambda _: None, at_once: int = 1
     ) -> Callable[[], bytes]:
-        """A function that gives the content in order, b"" at its end. Each call of this method starts at byte 0."""
+        """A function that gives the content in order, b"" at its end. Each call of this method starts at byte 0. With
+        ``at_once``, so many pieces are asked for at a time, by threads of their own."""
         offset = 0
+        ahead = in_order(lambda at: self.at(at, PIECE), range(0, self.size if at_once > 1 else 0, PIECE), at_once)
 
         def read() -> bytes:
             nonlocal offset
             if cancelled():
                 raise Cancelled
-            data = self.at(offset, PIECE)
+            data = next(ahead, b"")
+            if len(data) < min(PIECE, self.size - offset):
+                ahead.close()  # those behind it do not go on where it ends
+            data = data or self.at(offset, PIECE)
             offset += len(data)
             told(offset)
             return data

@@ -1,6 +1,7 @@
 """Bringing files back (PRODUCT I6): read, expand, verify, and put in place in one step. Nothing is ever overwritten.
 
-    object ──► expand ──► hash ──► hidden file beside the target ──► size and SHA-256 as recorded? ──► its name
+    workers:   object ──► expand ──► hash ──► hidden file beside the target ──► size and SHA-256 as recorded? ──┐
+    one more:  its name ◄── told to the ledger ◄── onto the disk, with all others that wait by then ◄──────────┘
 
 A target that is there already with the same content counts as restored, so a run that was cut off goes on when it is
 run again. What is restored and from where is decided in recall.py.
@@ -15,8 +16,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Se
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from queue import Empty, Full, Queue
-from typing import Any
+from queue import Empty, SimpleQueue
 
 from quaymaster.destinations.base import Destination, Reading
 from quaymaster.errors import (
@@ -32,16 +32,20 @@ from quaymaster.model import Compression, Identity, Stored, shown
 from quaymaster.pipeline.budget import Cancelled
 from quaymaster.pipeline.flights import Flights
 from quaymaster.pipeline.formats import expand
-from quaymaster.pipeline.landing import Ground
+from quaymaster.pipeline.landing import Ground, Landing, publish
 
 _TRIES = 3
 _WAIT = 1.0
 """Seconds before the second try; twice as long before the third."""
 _PATIENCE = 5.0
 """Seconds that the threads have to end when the run is given up."""
-_RECORDED = 500
-"""Files that are recorded together at most."""
-_AT_ONCE = 4
+_TOGETHER = 64
+"""Files that get their names together at most."""
+_WAITING = 2 * _TOGETHER
+"""Files that are whole and wait for their names at most: each keeps two descriptors open."""
+_ALONE = 1 << 20
+"""Bytes from which on a file is brought to the disk by its own worker: the small ones need not wait for it."""
+_AT_ONCE = 3
 """Requests for one large object: what makes one connection slow (latency, a server's one thread) is had in parallel."""
 _MODE = 0o644
 """Of a file whose own permission bits nobody knows any more."""
@@ -113,8 +117,19 @@ class Restored:
     """What ``Restore.expect`` returned."""
 
 
-_Came = Restored | BaseException | None
-"""From a thread: what came of a file, why it ended, or that it ended."""
+@dataclass(slots=True)
+class _Landed:
+    """A file that is whole and as recorded, and has no name yet."""
+
+    wanted: Wanted
+    source: Source
+    landing: Landing
+    damaged: tuple[str, ...] = ()
+    tried: int = 1
+
+
+_Came = Restored | _Landed | BaseException | None
+"""From a worker: what came of a file, why it ended, or that it ended."""
 Find = Callable[[], Iterable[Wanted]]
 """Says what is to be restored; may ask a destination, so it is called by the thread that does the work."""
 
@@ -125,107 +140,161 @@ class Restore:
 
     place: Callable[[str, str], Destination | None]
     """(destination, watch) -> where the copies are; None when the configuration does not say."""
-    expect: Callable[[Wanted, Identity], int]
-    """Told of a file that is complete, just before it gets its name; durable when it returns. What it returns is handed
-    on to ``record``."""
+    expect: Callable[[Sequence[tuple[Wanted, Identity]]], Sequence[int]]
+    """Told of files that are complete, just before they get their names; durable when it returns. What it returns for
+    each is handed on to ``record``."""
     record: Callable[[Sequence[Restored]], None]
     """Told of files that have their names, before anybody else is: many at once, since to remember them takes long."""
     dry_run: bool = False
     workers: int = 4
+    company: float = 0.1
+    """Seconds for which a file that is whole waits for others that get their names together with it."""
     flights: Flights = field(default_factory=Flights)
     """What is being brought back now."""
     _end: threading.Event = field(default_factory=threading.Event)
+    _turn: threading.Lock = field(default_factory=threading.Lock)
+    """Of the worker that asks what is to be done next."""
+    _room: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(_WAITING))
+    _came: SimpleQueue[_Came] = field(default_factory=SimpleQueue)
 
     def run(self, finds: Iterable[Find]) -> Generator[Restored, None, None]:
         """What comes of each file, as it comes. Closing the iterator, or an exception thrown into it, gives up: what
         is on its way is removed, at the latest by the next run."""
-        todo: Queue[Find | None] = Queue(4 * self.workers)
-        done: Queue[_Came] = Queue()
+        todo = iter(finds)
+        done: SimpleQueue[list[Restored] | BaseException | None] = SimpleQueue()
         threads = [
-            threading.Thread(target=self._work, args=(todo, done), name=f"restore-{n}", daemon=True)
+            threading.Thread(target=self._work, args=(todo,), name=f"restore-{n}", daemon=True)
             for n in range(self.workers)
         ]
-        feeder = threading.Thread(target=self._feed, args=(finds, todo, done), name="restore-find", daemon=True)
-        for thread in (feeder, *threads):
+        threads.append(threading.Thread(target=self._name, args=(done,), name="restore-name", daemon=True))
+        for thread in threads:
             thread.start()
-        left = len(threads)
         try:
-            while left:
-                came = _all_of(done, wait=True)
-                left -= came.count(None)
-                yield from self._recorded(came)
-                if failure := next((one for one in came if isinstance(one, BaseException)), None):
-                    raise failure
+            while (came := done.get()) is not None:
+                if isinstance(came, BaseException):
+                    raise came
+                yield from came
         finally:
             self._end.set()
             until = time.monotonic() + _PATIENCE
-            for thread in (feeder, *threads):
+            for thread in threads:
                 thread.join(max(0.0, until - time.monotonic()))
-            while came := _all_of(done, wait=False):
-                self._recorded(came)
 
-    def _recorded(self, came: Sequence[_Came]) -> list[Restored]:
+    def _work(self, todo: Iterator[Find]) -> None:
+        """A worker, as long as there is something to do."""
+        try:
+            while not self._end.is_set():
+                with self._turn:
+                    find = next(todo, None)
+                if find is None:
+                    break
+                for wanted in find():
+                    came = self._one(wanted)
+                    if isinstance(came, _Landed):
+                        self._wait_for_room(came)
+                    self._came.put(came)
+        except Cancelled:
+            pass
+        except Exception as error:
+            self._came.put(error)
+        finally:
+            self._came.put(None)
+
+    def _wait_for_room(self, one: _Landed) -> None:
+        while not self._room.acquire(timeout=0.2):
+            if self._end.is_set():
+                one.landing.abort()
+                raise Cancelled
+
+    def _name(self, done: SimpleQueue[list[Restored] | BaseException | None]) -> None:
+        """What comes from the workers, to its end: all at once that is there by then."""
+        left = self.workers
+        try:
+            while left:
+                came = self._all_that_came(left)
+                left -= came.count(None)
+                done.put(self._concluded(came))
+                if failure := next((one for one in came if isinstance(one, BaseException)), None):
+                    raise failure
+        except BaseException as error:
+            self._end.set()
+            done.put(error)
+            while left:  # these get no names any more
+                came = self._all_that_came(left)
+                left -= came.count(None)
+                self._give_up(came)
+        done.put(None)
+
+    def _all_that_came(self, workers: int) -> list[_Came]:
+        """At least one, and what else comes in a moment: company is what makes it quick. ``workers`` still at work."""
+        came = [self._came.get()]
+        until = time.monotonic() + self.company
+        with suppress(Empty):
+            while len(came) < _TOGETHER and came.count(None) < workers:
+                came.append(self._came.get(timeout=max(0.0, until - time.monotonic())))
+        return came
+
+    def _give_up(self, came: Iterable[_Came]) -> None:
+        for one in came:
+            if isinstance(one, _Landed):
+                one.landing.abort()
+                self._room.release()
+
+    # -- names --
+
+    def _concluded(self, came: Sequence[_Came]) -> list[Restored]:
+        """The results among them, and what comes of the files among them; recorded."""
+        landed = [one for one in came if isinstance(one, _Landed)]
         results = [one for one in came if isinstance(one, Restored)]
+        try:
+            if landed:
+                self._go_on()
+                results += self._published(landed)
+        finally:
+            self._give_up(landed)
         if not self.dry_run and (new := [one for one in results if one.outcome is Outcome.RESTORED]):
             self.record(new)
         return results
 
-    def _feed(self, finds: Iterable[Find], todo: Queue[Find | None], done: Queue[Any]) -> None:
-        try:
-            for find in finds:
-                self._put(todo, find)
-            for _ in range(self.workers):
-                self._put(todo, None)
-        except Cancelled:
-            pass
-        except Exception as error:
-            done.put(error)
+    def _published(self, landed: Sequence[_Landed]) -> list[Restored]:
+        jobs = [0] * len(landed)
 
-    def _put(self, todo: Queue[Find | None], find: Find | None) -> None:
-        while not self._end.is_set():
-            try:
-                todo.put(find, timeout=0.2)
-                return
-            except Full:
-                pass
-        raise Cancelled
+        def expect(found: Mapping[int, Identity]) -> None:
+            told = self.expect([(landed[at].wanted, identity) for at, identity in found.items()])
+            for at, job in zip(found, told, strict=True):
+                jobs[at] = job
 
-    def _work(self, todo: Queue[Find | None], done: Queue[Any]) -> None:
+        ends = publish([one.landing for one in landed], expect)
+        return [self._end_of(one, end, job) for one, end, job in zip(landed, ends, jobs, strict=True)]
+
+    def _end_of(self, one: _Landed, end: bool | TransferError, job: int) -> Restored:
+        if end is True:
+            return Restored(one.wanted, Outcome.RESTORED, "", one.source, one.damaged, job)
+        one.landing.abort()
+        if end is False:
+            taken = f"{one.wanted.shown} was made by somebody else at this moment; it is left alone"
+            return self._found(one.wanted) or Restored(one.wanted, Outcome.CONFLICT, taken, one.source, one.damaged)
+        if not _worth_another_try(end, one.tried):
+            return Restored(one.wanted, Outcome.FAILED, str(end), one.source, one.damaged)
+        self._wait(one.tried)
+        again = self._one(one.wanted)
+        if isinstance(again, Restored):
+            return again
+        again.tried = one.tried + 1
         try:
-            while not self._end.is_set():
-                try:
-                    find = todo.get(timeout=0.2)
-                except Empty:
-                    continue
-                if find is None:
-                    break
-                for wanted in find():
-                    done.put(self.one(wanted))
-        except Cancelled:
-            pass
-        except Exception as error:
-            done.put(error)
+            return self._published([again])[0]
         finally:
-            done.put(None)
+            again.landing.abort()
 
     # -- one file --
 
-    def one(self, wanted: Wanted) -> Restored:
-        """Restore a file, from the first of its sources that has the right bytes. Raises Cancelled and StoreError."""
+    def _one(self, wanted: Wanted) -> Restored | _Landed:
+        """Bring a file, from the first of its sources that has the right bytes. Raises Cancelled."""
         if wanted.refused or wanted.ground is None:
             return Restored(wanted, Outcome.REFUSED, wanted.refused)
-        try:
-            if found := self._standing(wanted, wanted.ground):
-                return found
-        except NameRefused as error:
-            return Restored(wanted, Outcome.REFUSED, str(error))
-        except Conflict as error:
-            return Restored(wanted, Outcome.CONFLICT, str(error))
-        except TransferError as error:
-            return Restored(wanted, Outcome.FAILED, str(error))
-        return self._from_any(wanted, wanted.ground)
+        return self._found(wanted) or self._from_any(wanted, wanted.ground)
 
-    def _from_any(self, wanted: Wanted, ground: Ground) -> Restored:
+    def _from_any(self, wanted: Wanted, ground: Ground) -> Restored | _Landed:
         damaged: list[str] = []
         failure: TransferError | None = None
         for source in wanted.sources:
@@ -233,10 +302,8 @@ class Restore:
                 if self.dry_run:
                     self._readable(wanted, source)
                     return Restored(wanted, Outcome.RESTORED, source=source)
-                end, job = self._patiently(lambda source=source: self._bring(wanted, ground, source))  # type: ignore[misc]
-                taken = f"{wanted.shown} was made by somebody else at this moment; it is left alone"
-                text = taken if end is Outcome.CONFLICT else ""
-                return Restored(wanted, end, text, source, tuple(damaged), job)
+                landing = self._patiently(lambda source=source: self._bring(wanted, ground, source))  # type: ignore[misc]
+                return _Landed(wanted, source, landing, tuple(damaged))
             except IntegrityError as error:
                 damaged.append(f"the copy {source.stored.key} at {source.destination}: {error.message}")
             except NameRefused as error:
@@ -247,8 +314,19 @@ class Restore:
         text = str(failure) if failure else "" if damaged else "no copy of it is left"
         return Restored(wanted, outcome, text, damaged=tuple(damaged))
 
+    def _found(self, wanted: Wanted) -> Restored | None:
+        """What there is to say of a file without bringing it; None when its name is free."""
+        assert wanted.ground is not None
+        try:
+            return self._standing(wanted, wanted.ground)
+        except NameRefused as error:
+            return Restored(wanted, Outcome.REFUSED, str(error))
+        except Conflict as error:
+            return Restored(wanted, Outcome.CONFLICT, str(error))
+        except TransferError as error:
+            return Restored(wanted, Outcome.FAILED, str(error))
+
     def _standing(self, wanted: Wanted, ground: Ground) -> Restored | None:
-        """What has the target's name already, if anything has."""
         with ground.folder(wanted.target, create=not self.dry_run) as directory:
             present = directory is not None and ground.present(directory, wanted.target)
             if directory is None or not present:
@@ -269,18 +347,21 @@ class Restore:
                 digest.update(piece)
         return digest.hexdigest()
 
-    def _patiently(self, act: Callable[[], tuple[Outcome, int]]) -> tuple[Outcome, int]:
+    def _patiently(self, act: Callable[[], Landing]) -> Landing:
         for tried in range(1, _TRIES + 1):
             try:
                 return act()
-            except TemporaryError as error:
-                if tried == _TRIES or isinstance(error, OutOfSpace):
+            except TransferError as error:
+                if not _worth_another_try(error, tried):
                     raise
-            self._end.wait(_WAIT * 2 ** (tried - 1))
-            self._go_on()
+            self._wait(tried)
         raise AssertionError("the last try returns or raises")
 
-    def _bring(self, wanted: Wanted, ground: Ground, source: Source) -> tuple[Outcome, int]:
+    def _wait(self, tried: int) -> None:
+        self._end.wait(_WAIT * 2 ** (tried - 1))
+        self._go_on()
+
+    def _bring(self, wanted: Wanted, ground: Ground, source: Source) -> Landing:
         with self._opened(wanted, source) as pieces, ground.folder(wanted.target, create=True) as directory:
             assert directory is not None
             landing = ground.begin(directory, wanted.target, wanted.size)
@@ -293,13 +374,14 @@ class Restore:
                         moved(len(piece))
                 if wanted.sha256 and digest.hexdigest() != wanted.sha256:
                     raise IntegrityError(f"it has SHA-256 {digest.hexdigest()} instead of {wanted.sha256}")
-                identity = landing.complete(_mode(pieces.stored), wanted.mtime_ns)
+                landing.dress(_mode(pieces.stored), wanted.mtime_ns)
+                if wanted.size >= _ALONE:
+                    landing.harden()
                 self._go_on()
-                job = self.expect(wanted, identity)
-                published = landing.publish()
-            finally:
+            except BaseException:
                 landing.abort()
-        return (Outcome.RESTORED if published else Outcome.CONFLICT), job
+                raise
+        return landing
 
     def _while_wanted(self, pieces: Iterable[bytes]) -> Iterator[bytes]:
         for piece in pieces:
@@ -347,13 +429,8 @@ class Restore:
             raise Cancelled
 
 
-def _all_of(done: Queue[_Came], *, wait: bool) -> list[_Came]:
-    """What is in the queue now; ``wait``: at least one."""
-    came = [done.get()] if wait else []
-    with suppress(Empty):
-        while len(came) < _RECORDED:
-            came.append(done.get_nowait())
-    return came
+def _worth_another_try(error: TransferError, tried: int) -> bool:
+    return isinstance(error, TemporaryError) and not isinstance(error, OutOfSpace) and tried < _TRIES
 
 
 def _mode(now: Stored) -> int:

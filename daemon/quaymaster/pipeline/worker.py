@@ -38,6 +38,9 @@ __all__ = ["Lane", "Running", "Workers"]
 
 _LONG_WAY = 64 << 20
 """Bytes from which on a file's way takes long enough to say when it begins; of smaller ones only the end is told."""
+_FETCHED_AT_ONCE = 8
+"""Pieces of a file on a network filesystem that are asked for at a time: each answer comes late, and several together
+come no later."""
 _UNIT_PAUSE = 86400.0
 """Seconds between two looks whether a delivered file's unit is published; the publication wakes it."""
 _SWEEP_STOP = 1.0
@@ -378,6 +381,7 @@ class Workers:
             self._cancelled.is_set,
             lambda read: progress(Stage.FETCH, read, 0),
             done,
+            _FETCHED_AT_ONCE if lane.route.standing.network() else 1,
         )
         return replace(job, checkpoint=left), copy
 

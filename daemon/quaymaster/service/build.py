@@ -52,11 +52,14 @@ def in_time(name: str, path: str, hang_after: float, emit: Emit, anchor: Anchor)
     from quaymaster.destinations.directory import Directory
     from quaymaster.service.watchdog import on_network
 
+    def distant() -> bool:
+        return on_network(path)
+
     return Answering(
-        lambda beat: Directory(name, path, emit=emit, anchor=anchor, beat=beat),
+        lambda beat: Directory(name, path, emit=emit, anchor=anchor, beat=beat, distant=distant),
         path,
         hang_after=hang_after,
-        may_hang=lambda: on_network(path),
+        may_hang=distant,
     )
 
 
@@ -79,5 +82,6 @@ def beside(config: Config, watch: Watch) -> frozenset[str]:
 def next_to_sources(name: str, watch: Watch, emit: Emit, anchor: Anchor = anchor.anywhere) -> Destination:
     """The destination of that name for one watch, when it is the watch's own directory."""
     from quaymaster.destinations.directory import Directory
+    from quaymaster.service.watchdog import on_network
 
-    return Directory(name, watch.path, emit=emit, anchor=anchor)
+    return Directory(name, watch.path, emit=emit, anchor=anchor, distant=lambda: on_network(watch.path))

@@ -463,10 +463,10 @@ class Store:
         with self._db.read() as t:
             return copies.extent(t, which)
 
-    def expect(self, version: FileVersion) -> int:
-        """A file is about to be brought back to its own place: this version counts as delivered from now on. The number
-        of its job."""
-        return self._db.write(lambda t: copies.expect(t, version, self._clock()))
+    def expect(self, versions: Sequence[FileVersion]) -> list[int]:
+        """Files are about to be brought back to their own places: these versions count as delivered from now on. The
+        numbers of their jobs."""
+        return self._db.write(lambda t: [copies.expect(t, version, self._clock()) for version in versions])
 
     def restored(self, files: Sequence[tuple[str, bytes, int, Mapping[str, Any]]]) -> None:
         """Note in the custody log that files were brought back: watch, path, what :meth:`expect` returned, details."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -107,3 +108,34 @@ def test_hard_links_of_the_directorys_own_owner_or_by_permission_are_read(root: 
     os.chmod(root.path, 0o777)
     with reader.opened(Root(root.path, hard_links=True), b"b", identity) as source:
         assert content(source) == b"data"
+
+
+def test_several_pieces_are_asked_for_at_a_time_and_come_in_their_order(
+    root: Root, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = os.urandom(4 * reader.PIECE + 17)
+    identity = put(root, "a", data)
+    together, read = threading.Barrier(3), os.pread
+
+    def met(descriptor: int, length: int, offset: int) -> bytes:
+        if offset < 3 * reader.PIECE:
+            together.wait(60)  # breaks unless three are asked for at a time
+        return read(descriptor, length, offset)
+
+    monkeypatch.setattr(os, "pread", met)
+    with reader.opened(root, b"a", identity) as source:
+        assert b"".join(iter(source.pieces(never, at_once=3), b"")) == data
+
+
+def test_pieces_behind_one_that_is_short_are_asked_for_again(root: Root, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A filesystem may answer with less than it was asked for, in the middle of a file."""
+    data = os.urandom(3 * reader.PIECE)
+    identity = put(root, "a", data)
+    read = os.pread
+
+    def half(descriptor: int, length: int, offset: int) -> bytes:
+        return read(descriptor, length // 2 if offset == reader.PIECE else length, offset)
+
+    monkeypatch.setattr(os, "pread", half)
+    with reader.opened(root, b"a", identity) as source:
+        assert b"".join(iter(source.pieces(never, at_once=3), b"")) == data

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -19,7 +21,7 @@ from quaymaster.destinations.owner import own_tag
 from quaymaster.errors import Unreachable
 from quaymaster.keys import escape
 from quaymaster.model import Compression, Identity
-from quaymaster.pipeline import recall, restore
+from quaymaster.pipeline import landing, recall, restore
 from quaymaster.pipeline.landing import Ground
 from quaymaster.pipeline.recall import Origin, Spot
 from quaymaster.pipeline.restore import Outcome, Restore, Restored
@@ -59,7 +61,7 @@ class Target:
         def record(came: Iterable[Restored]) -> None:
             self.told += [f"{r.wanted.path!r} {r.source.destination} {r.job}" for r in came if r.source]
 
-        work = Restore(self.archive.of, lambda *_: 7, record, dry_run, workers)
+        work = Restore(self.archive.of, lambda these: [7] * len(these), record, dry_run, workers)
         with closing(work.run(finds)) as results:
             return list(results)
 
@@ -383,7 +385,7 @@ def test_giving_up_removes_what_is_on_its_way(archive, target) -> None:
     for number in range(6):
         archive.deliver(b"f%d" % number, b"x" * 3000, to="bucket")
     ground = target.ground()
-    work = Restore(archive.of, lambda *_: 0, lambda *_: None, False, 2)
+    work = Restore(archive.of, lambda these: [0] * len(these), lambda *_: None, False, 2)
     reading = threading.Event()
 
     def fail(what: str, key: str) -> None:
@@ -415,7 +417,7 @@ def test_a_restored_version_is_known_and_not_taken_again(archive) -> None:
     delivery = archive.deliver(b"a", b"one")
     back = Identity(424242, 3, delivery.proof.version.identity.mtime_ns)
     assert archive.store.known("landing", [(b"a", back)]) == [False]
-    job = archive.store.expect(replace(delivery.proof.version, identity=back))
+    (job,) = archive.store.expect([replace(delivery.proof.version, identity=back)])
     archive.store.restored([("landing", b"a", job, {"key": "a"})])
     assert archive.store.known("landing", [(b"a", back)]) == [True]
     assert archive.store.enqueue([replace(delivery.proof.version, identity=back)]) == 0
@@ -435,7 +437,14 @@ def test_a_filesystem_that_does_not_tell_cases_apart_gets_no_second_file(archive
             )
         return real_stat(name, dir_fd=dir_fd, **options)
 
+    def publish(directory: int, part: bytes, leaf: bytes) -> str:
+        if leaf.lower() in [os.fsencode(name).lower() for name in os.listdir(directory)]:
+            raise FileExistsError(leaf)
+        return real_publish(directory, part, leaf)
+
+    real_publish = disk.publish_name
     monkeypatch.setattr(os, "stat", folded)
+    monkeypatch.setattr(disk, "publish_name", publish)
     results = target.recorded(workers=1)
     assert sorted(outcomes(results).values()) == ["refused", "restored"]
     assert "upper and lower case" in next(r.text for r in results if r.outcome is Outcome.REFUSED)
@@ -461,7 +470,56 @@ def test_what_is_restored_is_recorded_before_anybody_is_told(archive, target) ->
         archive.deliver(b"f%d" % number, b"x", to="bucket")
     ground = target.ground()
     recorded: list[bytes] = []
-    work = Restore(archive.of, lambda *_: 0, lambda came: recorded.extend(r.wanted.path for r in came))
+    work = Restore(
+        archive.of, lambda these: [0] * len(these), lambda came: recorded.extend(r.wanted.path for r in came)
+    )
     for result in work.run(recall.from_ledger(archive.store, Selection(), lambda _, path: Spot(ground, path))):
         assert result.wanted.path in recorded
     assert sorted(recorded) == sorted(b"f%d" % number for number in range(20))
+
+
+def test_what_waits_together_is_made_durable_before_any_of_it_has_its_name(archive, target, monkeypatch) -> None:
+    """Bytes of all, then what the ledger is told, then the names, and each directory once."""
+    for number in range(6):
+        archive.deliver(b"d%d/f%d" % (number % 2, number), b"x" * number, to="bucket")
+    ground, done = target.ground(), []
+    monkeypatch.setattr(landing.Landing, "harden", noting(done, "bytes", landing.Landing.harden))
+    monkeypatch.setattr(landing.Landing, "publish", noting(done, "name", landing.Landing.publish))
+    monkeypatch.setattr(landing.Landing, "sync_folder", noting(done, "folder", landing.Landing.sync_folder))
+
+    def expect(these: Sequence[tuple[restore.Wanted, Identity]]) -> list[int]:
+        done.append("told")
+        return [0] * len(these)
+
+    work = Restore(archive.of, expect, lambda _: None, workers=1, company=60.0)
+    results = work.run(recall.from_ledger(archive.store, Selection(), lambda _, path: Spot(ground, path)))
+    assert {result.outcome for result in results} == {Outcome.RESTORED}
+    assert done == ["bytes"] * 6 + ["told"] + ["name"] * 6 + ["folder"] * 2
+
+
+def noting(done: list[str], what: str, act: Callable[..., Any]) -> Callable[..., Any]:
+    def noted(*arguments: Any) -> Any:
+        done.append(what)
+        return act(*arguments)
+
+    return noted
+
+
+@pytest.mark.parametrize("step", ["harden", "sync_folder"])
+def test_a_disk_that_fails_for_one_of_several_costs_the_others_nothing(archive, target, monkeypatch, step) -> None:
+    """The one is brought again; what its name was given to already is found there."""
+    for number in range(4):
+        archive.deliver(b"d%d/f" % number, b"x%d" % number, to="bucket")
+    act, failures = getattr(landing.Landing, step), ["once"]
+
+    def fail(self: landing.Landing) -> Any:
+        if b"d1/" in self._path and failures:
+            failures.pop()
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return act(self)
+
+    monkeypatch.setattr(landing.Landing, step, fail)
+    ends = outcomes(target.recorded(workers=2))
+    assert ends.pop(b"d1/f") == ("restored" if step == "harden" else "there")
+    assert set(ends.values()) == {"restored"}
+    assert target.files() == {b"d%d/f" % number: b"x%d" % number for number in range(4)}
