@@ -17,9 +17,11 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable, Mapping
+from bisect import bisect_right
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 from quaymaster import keys
@@ -58,7 +60,9 @@ _TICK = 0.5
 _LOOK_FOR_NEW = 3.0
 """Seconds between looks for units that have no file yet."""
 _REST = 5.0
-"""Times as long as a look at a unit took, it is left alone before the next."""
+"""Times as long as a look at a unit took, it is left alone before the next: it and those alike together."""
+_ALIKE = 10.0
+"""A look that takes so many times as long as another does not keep that one waiting."""
 _PUBLISHED_AGAIN = 2.0
 """Seconds between looks whether what was missing of a published unit has come."""
 _STOP = 2.0
@@ -111,6 +115,9 @@ class Keeper:
         self._eyes = Eyes(watch, Root(watch.path, hard_links=watch.hard_links), known, intake.pulse)
         self._stopping = threading.Event()
         self._next: dict[int, float] = {}
+        self._took: dict[int, float] = {}
+        """Seconds of the last look at each unit that is not at its end."""
+        self._seen: set[bytes] = set()
         self._next_look = float("-inf")
         self._told_long: set[tuple[int, int]] = set()
         self._thread = threading.Thread(target=self._run, name=f"units-{watch.name}", daemon=True)
@@ -142,9 +149,14 @@ class Keeper:
             self._sweep()
         if now >= self._next_look:
             for path in self._eyes.directories():
-                self._store.units.opened(self._watch.name, path)
+                if path not in self._seen:
+                    self._store.units.opened(self._watch.name, path)
+                    self._seen.add(path)
             self._next_look = self._monotonic() + max(_LOOK_FOR_NEW, _REST * (self._monotonic() - now))
-        for unit in self._store.units.unfinished(self._watch.name):
+        unfinished = self._store.units.unfinished(self._watch.name)
+        self._took = {unit.id: self._took.get(unit.id, 0.0) for unit in unfinished}
+        looked = list[Unit]()
+        for unit in unfinished:
             if self._stopping.is_set() or self._monotonic() < self._next.get(unit.id, 0.0):
                 continue
             began = self._monotonic()
@@ -156,11 +168,20 @@ class Keeper:
                 self._store.units.wait(unit, str(error))
             except OSError as error:  # one that cannot be looked at, or whose name is too long, holds up no other
                 self._store.units.wait(unit, f"it cannot be looked after now ({error.strerror})")
-            took = self._monotonic() - began
+            self._took[unit.id] = self._monotonic() - began
+            looked.append(unit)
+        self._rest(looked)
+
+    def _rest(self, looked: Sequence[Unit]) -> None:
+        """Leave them alone for a while, so that a thousand that are looked at in vain take no more of the processor
+        than one. One that goes on is not kept waiting."""
+        took = sorted(self._took.values())
+        sums, now = [0.0, *accumulate(took)], self._monotonic()
+        for unit in looked:
+            of_alike = sums[bisect_right(took, _ALIKE * self._took[unit.id])]
             least = _PUBLISHED_AGAIN if unit.state is UnitState.PUBLISHED else 0.0
-            # One that goes on is not kept waiting: what takes long is looking at it in vain.
-            rest = 0.0 if unit.publishing or self._went_on(unit) else _REST * took
-            self._next[unit.id] = self._monotonic() + max(least, rest)
+            rest = 0.0 if unit.publishing or self._went_on(unit) else _REST * of_alike
+            self._next[unit.id] = now + max(least, rest)
 
     def _went_on(self, unit: Unit) -> bool:
         now = self._store.units.get(unit.watch, unit.path)
