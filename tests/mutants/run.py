@@ -42,7 +42,7 @@ def run(mutant: Mutant) -> tuple[bool, str]:
         tests = [each if each.startswith("-") or " " in each else str(TESTS / each) for each in mutant.tests]
         try:
             done = subprocess.run(
-                [*(sys.executable, "-m", "pytest", *_OPTIONS), *tests],
+                [*(sys.executable, "-m", "pytest", *_OPTIONS, f"--basetemp={folder}/tests"), *tests],
                 cwd=TESTS.parent,
                 env={**os.environ, "PYTHONPATH": str(copy.parent)},
                 stdin=subprocess.DEVNULL,
@@ -54,7 +54,8 @@ def run(mutant: Mutant) -> tuple[bool, str]:
             return True, f"no end within {_LONGEST:.0f} s"
     said = re.findall(r"^E +(.+)$", done.stdout, re.M)
     end = done.stdout.strip().splitlines()[-1:]
-    return done.returncode == 1, (said or end or [done.stderr[-200:]])[0][:160]
+    failed = any(re.search(r"\b\d+ failed\b", line) for line in end)
+    return done.returncode == 1 and failed, (said or end or [done.stderr[-200:]])[0][:160]
 
 
 def main(names: list[str]) -> int:
