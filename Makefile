@@ -10,10 +10,11 @@ bin := .venv/bin
 TESTS ?= $(wildcard tests/unit tests/contract tests/system tests/network tests/booted tests/packaging)
 PYTEST_ARGS ?=
 BENCH ?=
+MUTANTS ?=
 # Most tests wait more than they compute. WORKERS=0 runs them one by one.
 WORKERS ?= $(shell echo $$(( $$(nproc) + 2 )))
 
-.PHONY: help setup setup-dev demo test lint soak bench package fresh clean
+.PHONY: help setup setup-dev demo test lint soak mutants bench package fresh clean
 
 help: ## list these commands
 	@echo 'quaymaster: make COMMAND'
@@ -39,6 +40,9 @@ lint: setup-dev ## ruff, mypy, and the direction of imports
 
 soak: setup-dev ## the long tests: hours of landing files, with faults
 	$(bin)/pytest -m soak $(TESTS) $(PYTEST_ARGS)
+
+mutants: setup-dev ## break the product on purpose, to see that its tests notice; MUTANTS="NAME…" chooses some
+	$(bin)/python tests/mutants/run.py $(MUTANTS)
 
 bench: setup-dev ## benchmarks; BENCH="NAME…" chooses some
 	$(bin)/python tests/bench/run.py $(BENCH)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import time
 from base64 import b64encode
 from collections.abc import Iterator
 from dataclasses import replace
@@ -226,7 +227,9 @@ def test_a_busy_server_is_given_the_time_it_asks_for(through: S3Place, proxy: Fa
     destination.check()
     size = SMALL if operation == "PutObject" else LARGE
     proxy.inject(operation, request=unavailable(1), times=2)
+    began = time.monotonic()
     stored = deliver(destination, "a", bytes_of(size))
+    assert time.monotonic() - began >= 2, "a second after each refusal"
     assert content(destination, stored) == bytes_of(size)
 
 

@@ -151,7 +151,7 @@ class Running:
 
     def __exit__(self, *_: object) -> None:
         self._process.send_signal(signal.SIGTERM)
-        self._process.wait(60)
+        self._process.wait(300)  # else the next cut would be examined beside it
         self._log.close()
 
 

@@ -56,7 +56,7 @@ class Service:
 
     # -- its life --
 
-    def start(self, timeout: float = 30) -> Service:
+    def start(self, timeout: float = 60) -> Service:
         """Returns when the service has told that it is ready (sd_notify(3))."""
         assert self.process is None, "it runs already"
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as told, self.log_file.open("ab") as log:

@@ -166,6 +166,8 @@ class Campaign:
     def _see_to_it(self) -> None:
         """What an operator does: start a service that has stopped, and retry what is parked."""
         if not self.service.running:
+            if (ended := self.service.process) is not None:
+                assert ended.returncode >= 0, f"it crashed (status {ended.returncode}):\n{self.service.log}"
             self.service.kill()
             self.service.start()
             self.starts += 1

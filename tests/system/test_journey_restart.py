@@ -91,10 +91,10 @@ def test_sigterm_while_thousands_wait_keeps_them_all(home: Home, serve: Serve) -
     service = serve(home.config(limits="files = 4"))
     for number in range(600):
         home.land(f"{number % 10}/{number}", b"%d" % number)
-    until(lambda: service.states()[State.DONE] > 20)
+    until(lambda: service.states()[State.DONE] > 20, 60)
     service.stop()
     service.start()
-    service.until_done(600)
+    service.until_done(600, 200)
     assert home.arrived() == {f"{n % 10}/{n}".encode(): b"%d" % n for n in range(600)}
     assert all(len(service.deliveries(f"{n % 10}/{n}")) == 1 for n in range(0, 600, 17))
     service.stop()
@@ -202,6 +202,7 @@ def kill_at_random(home: Home, serve: Serve, bucket: Bucket, times: int) -> None
             if number % 2:  # else each kill could come before the first delivery of a run, on a slow machine
                 until(lambda: service.states()[State.DONE] > producer.sent, 60, "a delivery")
             time.sleep(chance.uniform(0.1, 2.5))  # the instant of the kill is what is tested
+            assert service.running, f"it ended by itself:\n{service.log}"
             service.kill()
             service.start()
             producer.sent = service.states()[State.DONE]

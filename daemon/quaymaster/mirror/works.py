@@ -89,11 +89,15 @@ class Downloads:
             self.ended()
 
     def _run(self, job: Job) -> None:
-        self.running[job.id] = Running(job, self.clock(), Stage.FETCH, moved_at=self.monotonic())
+        mine = Running(job, self.clock(), Stage.FETCH, moved_at=self.monotonic())
+        with self._lock:
+            self.running[job.id] = mine
         try:
             self._until_recorded(job, partial(self._carry, job))
         finally:
-            self.running.pop(job.id, None)
+            with self._lock:  # another thread may have claimed it again the moment it was put back
+                if self.running.get(job.id) is mine:
+                    del self.running[job.id]
 
     def _until_recorded(self, job: Job, act: Callable[[], None]) -> None:
         """While the store cannot be written the outcome cannot be recorded: then the job is put back as soon as it can,

@@ -119,7 +119,7 @@ class Group:
     emit: Emit
     cancelled: Callable[[], bool]
     failed: Callable[[Job, TransferError], None]
-    ended: Callable[[int], object]
+    ended: Callable[[Running], object]
     """Told of each job that has come to its end here."""
     conclude: Callable[[Job], None]
     """What is to be done after the delivery, where that is more than to say that the job is done."""
@@ -159,8 +159,7 @@ class Group:
 
     def _fail(self, job: Job, error: TransferError) -> None:
         self.failed(job, error)
-        del self.left[job.id]
-        self.ended(job.id)
+        self.ended(self.left.pop(job.id))
 
     def _key(self, job: Job) -> str:
         route, version = self.lane.route, job.version
@@ -233,9 +232,9 @@ class Group:
         self.store.deliver_all(proofs, disposal="kept" if kept else "")
         for read, proof in arrived:
             self.emit(told(proof))
-            del self.left[read.job.id]
+            running = self.left.pop(read.job.id)
             if kept:
-                self.ended(read.job.id)
+                self.ended(running)
             else:
                 self.conclude(read.job)
 

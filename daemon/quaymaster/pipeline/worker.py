@@ -191,8 +191,15 @@ class Workers:
         return len(errands)
 
     def _begin(self, job: Job, *, apart: bool = False) -> Errand:
-        self.running[job.id] = Running(job, self.clock(), moved_at=self.monotonic(), apart=apart)
+        with self._lock:
+            self.running[job.id] = Running(job, self.clock(), moved_at=self.monotonic(), apart=apart)
         return Errand(job)
+
+    def _end(self, mine: Running) -> None:
+        """This run is over. The job may have been claimed again the moment it was put back: that run goes on."""
+        with self._lock:
+            if self.running.get(mine.job.id) is mine:
+                del self.running[mine.job.id]
 
     def _send_together(self) -> None:
         """Each of the small files that wait held one of the free threads until now; a group takes one."""
@@ -254,7 +261,7 @@ class Workers:
             self.emit,
             self._cancelled.is_set,
             self._failed,
-            self.running.pop,
+            self._end,
             lambda job: self._run_until_recorded(job, partial(self._conclude, job, lane)),
             {job.id: self.running[job.id] for job in jobs},
             self.clock,
@@ -284,8 +291,8 @@ class Workers:
                 self._failed(job, defect(error))
         finally:
             self._groups.ended()
-            for number in group.left:
-                self.running.pop(number, None)
+            for running in group.left.values():
+                self._end(running)
 
     def _run_apart(self, job: Job) -> None:
         self._run_until_recorded(job, partial(self._carry_apart, job))
@@ -294,7 +301,7 @@ class Workers:
         """Run a job, or as much of it as ``act`` does, which is True when another thread goes on with it. While the
         store cannot be written its outcome cannot be recorded: then the job is put back as soon as it can, and runs
         again from its last checkpoint."""
-        goes_on = False
+        goes_on, mine = False, self.running[job.id]
         try:
             goes_on = self._run(job, act)
         except StoreError as error:
@@ -302,7 +309,7 @@ class Workers:
             self._put_back(job)
         finally:
             if not goes_on:
-                self.running.pop(job.id, None)
+                self._end(mine)
 
     def _put_back(self, *jobs: Job) -> None:
         """What cannot be put back before the end stays as it is: the next start does it."""
