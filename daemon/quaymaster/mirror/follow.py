@@ -145,6 +145,8 @@ class Follower:
         told = all(unit.checked for unit in units.values() if unit.state == "released")
         leaving = self._mirror.on_delete == "remove" and any(unit.gone_since is not None for unit in units.values())
         self._settled = dict(units) if told and not (waiting or leaving) else None
+        if not waiting:  # of versions that were given up half-way, and jobs that were superseded
+            self._ground.sweep(lambda: self._jobs_with_files(units))
         self._voice.refused(refused)
 
     def _refusal(self, wanted: Wanted) -> str:
@@ -446,13 +448,18 @@ class Follower:
         if self._cleared:
             with self._ground.objects():
                 return
-        done = {pair for unit in units.values() if unit.state == "released" for pair in unit.objects.items()}
-        waits = {job for pair, job in self._store.download_jobs(self.name).items() if pair not in done}
-        jobs = waits | set(self._store.open_of(self.name))
         keep = {unit.old.encode() for unit in units.values() if unit.old}
         with disk.disk_errors(self._mirror.path):
-            self._ground.clear(self._mirror.keep_old, jobs, keep)
+            self._ground.clear(keep)
+            self._ground.sweep(lambda: self._jobs_with_files(units))
+            self._ground.clear_old(self._mirror.keep_old)
         self._cleared = True
+
+    def _jobs_with_files(self, units: Mapping[bytes, MirrorUnit]) -> set[int]:
+        """Those that download, or whose files are not released yet."""
+        open_ones = set(self._store.open_of(self.name))
+        done = {pair for unit in units.values() if unit.state == "released" for pair in unit.objects.items()}
+        return open_ones | {job for pair, job in self._store.download_jobs(self.name).items() if pair not in done}
 
 
 def _target(wanted: Wanted, files: Mapping[bytes, Downloaded]) -> bytes:
