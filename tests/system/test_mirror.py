@@ -141,7 +141,7 @@ class _Reader:
         self._directory, self._reads, self._pause = directory, 0, pause
         self._wrong: list[str] = []
         self._end = threading.Event()
-        self._thread = threading.Thread(target=self._run)
+        self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
     def end(self) -> int:

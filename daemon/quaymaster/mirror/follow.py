@@ -77,8 +77,8 @@ class Follower:
             self._voice.outage(error)
 
     def _follow(self, objects: Sequence[Stored]) -> None:
-        self._clear_once()
         units = self._store.mirror_units(self.name)
+        self._clear_once(units)
         if not objects and any(unit.state == "released" for unit in units.values()):
             raise Unreachable("The bucket lists nothing any more", "Nothing is removed; see what became of it")
         self._note_listing(objects)
@@ -145,6 +145,8 @@ class Follower:
         told = all(unit.checked for unit in units.values() if unit.state == "released")
         leaving = self._mirror.on_delete == "remove" and any(unit.gone_since is not None for unit in units.values())
         self._settled = dict(units) if told and not (waiting or leaving) else None
+        if not waiting:  # of versions that were given up half-way, and jobs that were superseded
+            self._ground.sweep(lambda: self._jobs_with_files(units))
         self._voice.refused(refused)
 
     def _refusal(self, wanted: Wanted) -> str:
@@ -436,24 +438,28 @@ class Follower:
         used = {pair for unit in units.values() for pair in unit.objects.items()}
         left = (w for w in pending if w.path not in units or units[w.path].refused != self._fingerprint(w))
         used |= {pair for wanted in left for pair in wanted.tags().items()}
-        useless = [each for pair, each in self._store.downloaded(self.name).items() if pair not in used]
+        useless = {pair: job for pair, job in self._store.download_jobs(self.name).items() if pair not in used}
         if useless:
-            self._ground.drop([each.job for each in useless])
-            self._store.forget_mirrored(self.name, [(each.path, each.tag) for each in useless])
+            self._ground.drop(list(useless.values()))
+            self._store.forget_mirrored(self.name, list(useless))
 
-    def _clear_once(self) -> None:
+    def _clear_once(self, units: Mapping[bytes, MirrorUnit]) -> None:
         """After a start: what nobody will go on with is removed."""
         if self._cleared:
             with self._ground.objects():
                 return
-        units = self._store.mirror_units(self.name)
-        done = {pair for unit in units.values() if unit.state == "released" for pair in unit.objects.items()}
-        waits = {each.job for pair, each in self._store.downloaded(self.name).items() if pair not in done}
-        jobs = waits | set(self._store.open_of(self.name))
         keep = {unit.old.encode() for unit in units.values() if unit.old}
         with disk.disk_errors(self._mirror.path):
-            self._ground.clear(self._mirror.keep_old, jobs, keep)
+            self._ground.clear(keep)
+            self._ground.sweep(lambda: self._jobs_with_files(units))
+            self._ground.clear_old(self._mirror.keep_old)
         self._cleared = True
+
+    def _jobs_with_files(self, units: Mapping[bytes, MirrorUnit]) -> set[int]:
+        """Those that download, or whose files are not released yet."""
+        open_ones = set(self._store.open_of(self.name))
+        done = {pair for unit in units.values() if unit.state == "released" for pair in unit.objects.items()}
+        return open_ones | {job for pair, job in self._store.download_jobs(self.name).items() if pair not in done}
 
 
 def _target(wanted: Wanted, files: Mapping[bytes, Downloaded]) -> bytes:

@@ -256,20 +256,24 @@ class Ground:
                 with suppress(FileNotFoundError):
                     os.unlink(b"%d.file" % job, dir_fd=directory)
 
-    def clear(self, keep_old: float, keep_jobs: set[int], keep: set[bytes]) -> None:
-        """Remove assemblies of an earlier life (but for ``keep``), downloads of jobs that are no more, and what is old
-        enough."""
+    def clear(self, keep: set[bytes]) -> None:
+        """Remove assemblies of an earlier life, but for ``keep``."""
         with self._own(b"assembly") as assembly:
             for name in os.listdir(assembly):
                 if os.fsencode(name) not in keep:
                     _remove(assembly, os.fsencode(name))
+
+    def sweep(self, wanted: Callable[[], set[int]]) -> None:
+        """Remove downloads of jobs that are no more. ``wanted`` tells the others, if there is anything: after the names
+        are read, so that none is missed that began meanwhile."""
         with self.objects() as objects:
-            for name in os.listdir(objects):
+            names = os.listdir(objects)
+            keep = wanted() if names else set()
+            for name in names:
                 number = name.partition(".")[0]
-                if not number.isdigit() or int(number) not in keep_jobs:
+                if not number.isdigit() or int(number) not in keep:
                     with suppress(OSError):
                         os.unlink(name, dir_fd=objects)
-        self.clear_old(keep_old)
 
     def clear_old(self, keep_old: float) -> None:
         with self._own(b"old") as old:

@@ -523,6 +523,11 @@ class Store:
         with self._db.read() as t:
             return mirrors.downloaded(t, mirror)
 
+    def download_jobs(self, mirror: str) -> dict[tuple[bytes, int], int]:
+        """The same, but their jobs alone: for very many of them."""
+        with self._db.read() as t:
+            return mirrors.numbers(t, mirror)
+
     def want(self, mirror: str, versions: Sequence[FileVersion]) -> dict[bytes, Job]:
         """Queue these objects; path -> the job of each that waits for a retry or an operator, or was given up."""
         return self._db.write(lambda t: mirrors.wanted(t, versions, self._clock())) if versions else {}

@@ -90,6 +90,13 @@ def downloaded(t: Transaction, mirror: str) -> dict[tuple[bytes, int], Downloade
     return {(row[0], row[1]): Downloaded(*row) for row in rows}
 
 
+def numbers(t: Transaction, mirror: str) -> dict[tuple[bytes, int], int]:
+    cursor = t.cursor()
+    cursor.row_factory = None
+    rows = cursor.execute(f"SELECT path, tag, job_id FROM mirror_objects WHERE watch_id = {_ID}", (mirror,))
+    return {(path, tag): job for path, tag, job in rows}
+
+
 def record(t: Transaction, mirror: str, done: Downloaded) -> None:
     t.execute(
         f"INSERT OR REPLACE INTO mirror_objects (watch_id, {_OBJECT}) VALUES ({_ID}, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
