@@ -215,12 +215,4 @@ MUTANTS = (
         "                return True\n",
         (f"{_FLOODS}::test_directories_beyond_the_limit_of_watches_are_polled",),
     ),
-    Mutant(
-        "flood-believes-the-clock",
-        "a clock that was set is believed",
-        "intake/attend.py",
-        "            self._jumped = True\n",
-        "            pass\n",
-        (f"{_FLOODS}::test_a_clock_that_is_set_by_days_neither_ships_early_nor_stalls",),
-    ),
 )
