@@ -533,11 +533,12 @@ def test_broken_off_in_the_middle_it_goes_on_where_it_stopped(home: Home, sync: 
     contents = {f"{n:02}.bin".encode(): random.Random(n).randbytes(6 * MIB) for n in range(12)}
     land(home, contents)
     sync.configure(setting(home, "", bucket.destination()))
-    process = sync.start("landing", "--workers", "2", "--quiet")
+    process = sync.start("landing", "--workers", "2")
     until(lambda: len(bucket.objects()) >= 2, what="two files sent")
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=30)
     assert (process.returncode, b"Traceback" in err) == (130, False)
+    assert err.endswith(b"interrupted: the same command goes on where it stopped\n")
     before = len(bucket.objects())
     assert before < len(contents)
     code, found = sync("landing")

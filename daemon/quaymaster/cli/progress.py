@@ -48,11 +48,13 @@ class Progress:
         view: Callable[[], View | None],
         *,
         quiet: bool,
+        goes_on: bool = False,
         environ: Mapping[str, str] = os.environ,
         screen: Callable[[], tuple[int, int]] | None = None,
     ) -> None:
-        """``screen`` tells columns and rows, if not the terminal that is ``stream``."""
-        self._stream, self._view, self._quiet = stream, view, quiet
+        """``goes_on``: an interrupted command can be given again, and says so. ``screen`` tells columns and rows, if
+        not the terminal that is ``stream``."""
+        self._stream, self._view, self._quiet, self._goes_on = stream, view, quiet, goes_on
         # NO_COLOR asks for output without escape codes (no-color.org); a dumb terminal has none to move its cursor.
         escapes = environ.get("TERM", "dumb") != "dumb" and not environ.get("NO_COLOR")
         self._drawn = escapes and stream.isatty()
@@ -68,12 +70,13 @@ class Progress:
             self._thread.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._end.set()
         if not self._quiet:
             self._thread.join()
         with self.aside():
-            pass
+            if self._goes_on and not self._quiet and kind is KeyboardInterrupt:
+                self._write("interrupted: the same command goes on where it stopped\n")
 
     @contextmanager
     def aside(self) -> Iterator[None]:

@@ -181,7 +181,9 @@ class _Run:
         restore = Restore(self.places.of, self._expect, self._record, options.dry_run, options.workers)
         try:
             with (
-                Progress(sys.stderr, self._viewed(restore.flights, rate), quiet=options.quiet) as progress,
+                Progress(
+                    sys.stderr, self._viewed(restore.flights, rate), quiet=options.quiet, goes_on=True
+                ) as progress,
                 closing(restore.run(self._finds())) as results,
             ):
                 for result in results:

@@ -145,7 +145,7 @@ def command(session: Session, **given: Any) -> int:
                 print(show.plain(line), file=sys.stderr)
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends in order, as Ctrl-C does
-    with Progress(sys.stderr, following.view, quiet=options.quiet) as progress:
+    with Progress(sys.stderr, following.view, quiet=options.quiet, goes_on=True) as progress:
         summary = Sync(config, wanted, tell, following.note).run()
     if not options.dry_run:
         _note(session, options, config)
