@@ -12,7 +12,7 @@ from quaymaster.service import journal
 
 PACKAGE = Path(journal.__file__).parents[1]
 CATALOG = Path(__file__).parents[3] / "units/catalog/quaymaster.catalog"
-TELLING = {"Event", "_say", "_tell", "tell", "tell_once", "_set_aside"}
+TELLING = {"Event", "_say", "say", "_tell", "tell", "tell_once", "_set_aside"}
 KIND = re.compile(r"[a-z]+(-[a-z]+)+|[a-z]{4,}")
 HEADER = re.compile(r"(?m)^# (?P<kind>\S+)\n-- (?P<id>[0-9a-f]{32})\nSubject: (?P<subject>.+)\n")
 
