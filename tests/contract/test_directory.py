@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -454,11 +455,16 @@ def test_a_filesystem_that_refuses_direct_reads_only_when_reading(
 # Leftovers
 
 
-def test_the_sweep_removes_only_what_a_dead_process_of_this_host_left(place: DirectoryPlace) -> None:
-    dead = subprocess.run(
+@pytest.fixture(scope="module")
+def dead() -> str:
+    """The tag of a process of this host that has ended."""
+    return subprocess.run(
         [sys.executable, "-c", "from quaymaster.destinations.owner import own_tag; print(own_tag())"],
         capture_output=True, text=True, check=True,
     ).stdout.strip()  # fmt: skip
+
+
+def test_the_sweep_removes_only_what_a_dead_process_of_this_host_left(place: DirectoryPlace, dead: str) -> None:
     destination = place.make()
     left = Directory("nas", place.path, emit=print, tag=dead).begin(Put("run/dead", 1))
     other_host = Directory("nas", place.path, emit=print, tag="00000000-1-1").begin(Put("run/elsewhere", 1))
@@ -472,6 +478,16 @@ def test_the_sweep_removes_only_what_a_dead_process_of_this_host_left(place: Dir
     assert not any(dead in name for name in names)
     for upload in (left, other_host, alive):
         upload.abort()
+
+
+def test_the_sweep_looks_only_below_the_prefix(place: DirectoryPlace, dead: str) -> None:
+    for key in ("a/b/one", "a/two", "ab/three"):
+        Directory("nas", place.path, emit=print, tag=dead).begin(Put(key, 1)).write(b"x")
+    destination = place.make()
+    assert destination.sweep(now=time.time(), older_than=0, prefix="a/b/") == 1
+    assert destination.sweep(now=time.time(), older_than=0, prefix="a/") == 1
+    assert destination.sweep(now=time.time(), older_than=0, prefix="nothing/") == 0
+    assert destination.sweep(now=time.time(), older_than=0) == 1
 
 
 def test_the_tag_tells_two_hosts_and_two_processes_apart() -> None:

@@ -273,8 +273,8 @@ class Answering:
     def remove(self, stored: Stored) -> None:
         self.ask(lambda: self._inner.remove(stored))
 
-    def sweep(self, *, now: float, older_than: float = 3600) -> int:
-        return self.ask(lambda: self._inner.sweep(now=now, older_than=older_than))
+    def sweep(self, *, now: float, older_than: float = 3600, prefix: str = "") -> int:
+        return self.ask(lambda: self._inner.sweep(now=now, older_than=older_than, prefix=prefix))
 
     def check(self) -> list[str]:
         return self.ask(self._inner.check)

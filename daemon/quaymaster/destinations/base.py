@@ -167,10 +167,10 @@ class Destination(Protocol):
         """Withdraw exactly this object, which we put there; Conflict if something else has taken its place."""
         ...
 
-    def sweep(self, *, now: float, older_than: float = 3600) -> int:
+    def sweep(self, *, now: float, older_than: float = 3600, prefix: str = "") -> int:
         """Remove what dead processes of this host left unfinished at least so many seconds ago, when no token tells of
-        it any more; how many. ``now`` in seconds since the epoch. Costs a walk of everything. Where it cannot be told
-        whose an unfinished upload is (S3), nothing is removed."""
+        it any more; how many. ``now`` in seconds since the epoch. Costs a walk of all that is below ``prefix``. Where
+        it cannot be told whose an unfinished upload is (S3), nothing is removed."""
         ...
 
     def check(self) -> list[str]:

@@ -161,17 +161,24 @@ class Directory:
         with disk_errors(self.path):
             root = self.open_root()
             try:
-                # Links are not followed: what they lead to is not what was put here.
-                for folder, folders, files, directory in os.fwalk(b".", dir_fd=root, onerror=_raise):
-                    self.beat()
-                    base = folder[2:] + b"/" if folder != b"." else b""
-                    folders[:] = [name for name in folders if _leads_to(keys.escape(base + name) + "/", prefix)]
+                for base, files, directory in self._walked(root, prefix, _raise):
                     for name in files:
                         key = keys.escape(base + name)
                         if key.startswith(prefix) and not _PART.fullmatch(name):
                             yield from self._listed(directory, name, key)
             finally:
                 os.close(root)
+
+    def _walked(
+        self, root: int, prefix: str, onerror: Callable[[OSError], None] | None
+    ) -> Iterator[tuple[bytes, list[bytes], int]]:
+        """(path with its slash, names of files, descriptor) of every directory that leads to keys with this prefix.
+        Links are not followed: what they lead to is not what was put here."""
+        for folder, folders, files, directory in os.fwalk(b".", dir_fd=root, onerror=onerror):
+            self.beat()
+            base = folder[2:] + b"/" if folder != b"." else b""
+            folders[:] = [name for name in folders if _leads_to(keys.escape(base + name) + "/", prefix)]
+            yield base, files, directory
 
     def _listed(self, directory: int, name: bytes, key: str) -> Iterator[Stored]:
         with suppress(Conflict):  # not a regular file: not put here by anybody like us
@@ -269,18 +276,19 @@ class Directory:
             return False
         return True
 
-    def sweep(self, *, now: float, older_than: float = 3600) -> int:
-        """Remove the parts that dead processes of this host left, anywhere below the root; how many.
+    def sweep(self, *, now: float, older_than: float = 3600, prefix: str = "") -> int:
+        """Remove the parts that dead processes of this host left, anywhere below the root and ``prefix``; how many.
 
-        ``now`` in seconds since the epoch. Those of other hosts are theirs to sweep. Costs a walk of the whole tree.
+        ``now`` in seconds since the epoch. Those of other hosts are theirs to sweep. Costs a walk of that tree.
         """
         removed = 0
         with disk_errors(self.path):
             root = self.open_root()
             try:
-                for _, _, files, directory in os.fwalk(b".", dir_fd=root):
-                    self.beat()
+                for base, files, directory in self._walked(root, prefix, None):
                     for name in filter(_PART.fullmatch, files):
+                        if not keys.escape(base + name).startswith(prefix):
+                            continue
                         with suppress(FileNotFoundError):
                             status = os.stat(name, dir_fd=directory, follow_symlinks=False)
                             if now - status.st_mtime >= older_than and self._is_dead(name):

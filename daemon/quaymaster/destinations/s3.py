@@ -230,7 +230,7 @@ class S3:
                 return
             marker = {"KeyMarker": answer["NextKeyMarker"], "UploadIdMarker": answer["NextUploadIdMarker"]}
 
-    def sweep(self, *, now: float, older_than: float = 3600) -> int:
+    def sweep(self, *, now: float, older_than: float = 3600, prefix: str = "") -> int:
         return 0  # another host's are listed like ours; a bucket's lifecycle rule ends those of a lost store
 
     def check(self) -> list[str]:

@@ -123,8 +123,8 @@ class Heads:
         self._threads: list[threading.Thread] = []
 
     def start(self) -> None:
-        for name, act in (("head-beside", self.keep), ("head-elsewhere", self.look)):
-            self._threads.append(threading.Thread(target=self._repeat, args=(act,), name=name, daemon=True))
+        for name, acts in (("head-beside", [self.keep]), ("head-elsewhere", [self.clear, self.look])):
+            self._threads.append(threading.Thread(target=self._repeat, args=acts, name=name, daemon=True))
             self._threads[-1].start()
 
     def stop(self) -> None:
@@ -146,7 +146,17 @@ class Heads:
             if event := told(self._store):
                 self._emit(event)
 
-    def _repeat(self, act: Callable[[], None]) -> None:
+    def clear(self) -> None:
+        """Remove what a process that was killed left of a head: no job tells of it."""
+        for destination in self._destinations.values():
+            with suppress(TransferError):  # told when a head is to be left there
+                destination.sweep(now=self._clock(), older_than=0, prefix=folder(self._host))
+
+    def _repeat(self, *acts: Callable[[], None]) -> None:
+        """The last one again and again, those before it once."""
+        *first, act = acts
+        for once in first:
+            once()
         while not self._stopping.wait(_KEEP_EVERY):
             with suppress(StoreError):  # told by those who have something to lose
                 act()

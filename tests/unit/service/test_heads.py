@@ -4,6 +4,7 @@ written anew contradicts it."""
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
@@ -11,7 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from quaymaster.destinations.base import Put
 from quaymaster.destinations.directory import Directory
+from quaymaster.destinations.owner import own_tag
 from quaymaster.model import Event, FileVersion, Identity, State
 from quaymaster.service import heads
 from quaymaster.service.heads import AT_DESTINATION_EVERY, IN_JOURNAL_EVERY, Heads
@@ -110,6 +113,17 @@ def test_a_destination_that_is_away_is_told_and_tried_again_later(store: Store, 
     clock.now += 301
     keeper.look()
     assert len(list(heads.held(archive, "h"))) == 1
+
+
+def test_what_a_killed_process_left_of_a_head_is_removed(store: Store, archive: Directory) -> None:
+    happen(store, 1)
+    killed = Directory("archive", archive.path, emit=print, tag=f"{own_tag().partition('-')[0]}-1-1")
+    killed.begin(Put(f"{heads.folder('h')}log/1.json", 1)).write(b"x")
+    killed.begin(Put(f"{heads.folder('other')}log/1.json", 1)).write(b"x")
+    Heads(store, {"archive": archive}, "h", print).clear()
+    left = [os.path.join(folder, name) for folder, _, names in os.walk(archive.path) for name in names]
+    assert len(left) == 1
+    assert heads.folder("other") in left[0]
 
 
 def test_the_journal_is_told_once_an_hour_and_the_file_at_once(store: Store) -> None:
