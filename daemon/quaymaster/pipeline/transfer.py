@@ -244,8 +244,9 @@ class Transfer:
                 self.progress(Stage.PUBLISH, encoded.source.size, encoded.stored.size)
                 what = self._note_publication(encoded, plan)
                 self._publish_all(source, what)
-                if any(isinstance(leg.error, IntegrityError) for leg in self._legs):
-                    self._distrust()
+                if recipe.known and any(isinstance(leg.error, IntegrityError) for leg in self._legs):
+                    # Perhaps the first reading was wrong. What was published stays noted: it may have to be recalled.
+                    self._checkpoint({k: left for k, left in self.job.checkpoint.items() if k != "source_sha256"})
             except (Cancelled, StoreError, TemporaryError):
                 for leg in self._legs:
                     self._suspend(leg)
