@@ -439,12 +439,9 @@ class Transfer:
             try:
                 reader.same(source.known_sha256, found.sha256, said)
             except IntegrityError:
-                self._distrust()
+                # Whichever reading was wrong, the next run trusts neither.
+                self._checkpoint({key: left for key, left in self.job.checkpoint.items() if key == AGAIN})
                 raise
-
-    def _distrust(self) -> None:
-        """Whichever reading was wrong, the next run trusts neither."""
-        self._checkpoint({key: left for key, left in self.job.checkpoint.items() if key == AGAIN})
 
     def _require_unchanged(self, source: reader.Reader) -> None:
         if self.copy is None:  # a copy stays as it is

@@ -51,5 +51,4 @@ def taking_time(limit: float, *, asked: float = _ASKED, again: float = _AGAIN) -
         yield
     finally:
         ended.set()
-
         thread.join()

@@ -55,7 +55,7 @@ class Origin:
 
 def mirror_place(config: Config, path: bytes) -> MirrorPlace | None:
     """Where a path is in a mirror; None when it is in none, or in a watch that lies below it."""
-    if not path or b"\0" in path:
+    if not config.mirrors or not path or b"\0" in path:
         return None
     absolute = normal(os.path.join(os.getcwdb(), path))
     roots = {name: os.fsencode(mirror.path) for name, mirror in config.mirrors.items()}
