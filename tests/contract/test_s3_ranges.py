@@ -10,14 +10,15 @@ from dataclasses import replace
 import pytest
 
 from contract.places import S3Place, deliver
+from quaymaster.destinations.ahead import in_order
 from quaymaster.destinations.s3 import S3
-from quaymaster.destinations.s3_ranges import READ, in_order
+from quaymaster.destinations.s3_ranges import RANGE
 from quaymaster.errors import Conflict, IntegrityError, NotSupported, TransferError
 from quaymaster.model import Stored
 from servers.faultproxy import FaultProxy, Request, Reset, Response
 from servers.seaweed import Seaweed
 
-CONTENT = random.Random(1).randbytes(3 * READ + 12_345)
+CONTENT = random.Random(1).randbytes(3 * RANGE + 12_345)
 WAYS = {"plain": "archive", "library": None}
 """How requests are made: a destination without a key pair of its own goes by the AWS library."""
 
@@ -53,7 +54,7 @@ def test_each_range_is_asked_for_once_and_nothing_else(far: S3, proxy: FaultProx
     ranges: list[str] = []
     proxy.inject("GetObject", request=lambda r: ranges.append(r.headers.get("range", "all")), times=99)  # type: ignore[func-returns-value]
     assert read(far, stored) == CONTENT
-    starts = [f"bytes={at}-{min(at + READ, len(CONTENT)) - 1}" for at in range(0, len(CONTENT), READ)]
+    starts = [f"bytes={at}-{min(at + RANGE, len(CONTENT)) - 1}" for at in range(0, len(CONTENT), RANGE)]
     assert sorted(ranges) == sorted(starts)
     assert read(far, stored, at_once=1) == CONTENT
     assert ranges[4:] == ["all"], "one request at a time takes the object as a stream"
@@ -81,7 +82,7 @@ def test_a_range_is_put_into_a_buffer_whole_or_not_at_all(far: S3, proxy: FaultP
 
 
 def test_small_objects_take_one_request(far: S3, proxy: FaultProxy, s3: S3Place) -> None:
-    for data in (b"", b"x", CONTENT[:READ]):
+    for data in (b"", b"x", CONTENT[:RANGE]):
         small = deliver(s3.make(), f"small-{len(data)}", data, metadata={"quaymaster-mode": "0640"})
         proxy.seen.clear()
         assert read(far, small) == data
@@ -112,7 +113,7 @@ def test_an_object_that_is_replaced_meanwhile_is_a_conflict(
     def replaced(_: Request) -> None:
         s3.overwrite("large", CONTENT[::-1])
 
-    last = f"bytes={3 * READ}-"
+    last = f"bytes={3 * RANGE}-"
     proxy.inject("GetObject", request=replaced, only=lambda r: not late or r.headers.get("range", "").startswith(last))
     with pytest.raises(Conflict):
         read(far, stored, at_once=2)
@@ -123,10 +124,10 @@ def test_a_range_that_is_lost_or_of_other_bytes_is_an_error(far: S3, proxy: Faul
         raise Reset
 
     def shifted(_: Request, response: Response) -> None:
-        response.headers["content-range"] = f"bytes 0-{READ - 1}/{len(CONTENT)}"
+        response.headers["content-range"] = f"bytes 0-{RANGE - 1}/{len(CONTENT)}"
 
     def in_the_middle(request: Request) -> bool:
-        return request.headers.get("range", "").startswith(f"bytes={READ}-")
+        return request.headers.get("range", "").startswith(f"bytes={RANGE}-")
 
     proxy.inject("GetObject", request=drop, only=in_the_middle, times=3)
     with pytest.raises(TransferError):

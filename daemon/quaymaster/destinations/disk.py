@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
-from quaymaster.destinations.s3_ranges import in_order
+from quaymaster.destinations.ahead import in_order
 from quaymaster.errors import (
     Conflict,
     DestinationMissing,

@@ -12,11 +12,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import quote, unquote
 
+from quaymaster.destinations.ahead import in_order
 from quaymaster.destinations.base import Reading
 from quaymaster.destinations.s3_listing import Ahead, Listed, Page, UnreadableError, page
 from quaymaster.destinations.s3_plain import Answer, ElsewhereError, Plain
 from quaymaster.destinations.s3_probe import plain_etag
-from quaymaster.destinations.s3_ranges import PIECE, READ, in_order, pieces_of
+from quaymaster.destinations.s3_ranges import PIECE, RANGE, pieces_of
 from quaymaster.destinations.s3_wire import AbsentError, UploadGone, Wire, moment
 from quaymaster.errors import Conflict, DestinationMissing, IntegrityError, NotSupported, PermanentError, Unreachable
 from quaymaster.model import Digests, Stored
@@ -151,11 +152,11 @@ class Objects:
     @contextmanager
     def read(self, stored: Stored, at_once: int = 1) -> Iterator[Reading]:
         """In one request, or in ranges that are fetched ahead: those of one ETag are of one object."""
-        if stored.size <= (READ if at_once > 1 else PIECE):
+        if stored.size <= (RANGE if at_once > 1 else PIECE):
             found, body = self._fetched(stored, 0, stored.size)
             yield Reading(found, self._checked(pieces_of(body), stored))
         elif at_once > 1 and stored.etag and (start := self._start(stored)):
-            rest = in_order(lambda at: self._fetched(stored, at, READ)[1], range(READ, stored.size, READ), at_once)
+            rest = in_order(lambda at: self._fetched(stored, at, RANGE)[1], range(RANGE, stored.size, RANGE), at_once)
             with closing(rest):
                 parts = itertools.chain([start[1]], rest)
                 yield Reading(start[0], self._checked((piece for part in parts for piece in pieces_of(part)), stored))
@@ -167,7 +168,7 @@ class Objects:
     def _start(self, stored: Stored) -> tuple[Stored, bytes] | None:
         """The first range; None from a server that knows no ranges."""
         try:
-            return self._fetched(stored, 0, READ)
+            return self._fetched(stored, 0, RANGE)
         except _WholeError:
             return None
 

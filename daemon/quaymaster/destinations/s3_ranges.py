@@ -1,60 +1,17 @@
-"""A large object in ranges, several requests at once, and its bytes in order.
-
-A range is half of the usual part: what a server keeps in one place is asked for in one go, and little is held in
-memory. One connection alone is bound by latency and by its server's one thread.
-"""
+"""How a large object is read: in ranges, several requests at once (ahead.py)."""
 
 from __future__ import annotations
 
-import threading
-from collections import deque
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Iterator
 
 PIECE = 1 << 20
 """Bytes; the most that a reader is given at once."""
-RANGE = 8 << 20
-"""Bytes of one request."""
-READ = 2 * RANGE
-"""The same for those who read an object from its beginning to its end: each request costs the server work, too, as much
-as two or three MiB do."""
+RANGE = 16 << 20
+"""Bytes of one request, the usual part: what a server keeps in one place is asked for in one go. Each request costs the
+server work, too, as much as two or three MiB do."""
 
 
 def pieces_of(body: bytes) -> Iterator[bytes]:
     if len(body) <= PIECE:
         return iter([body] if body else [])
     return (body[at : at + PIECE] for at in range(0, len(body), PIECE))
-
-
-def in_order(fetch: Callable[[int], bytes], offsets: range, at_once: int) -> Generator[bytes, None, None]:
-    """What ``fetch`` gives for each offset, in their order, with so many requests under way or not yet looked at.
-    Raises what it raises. Requests that are running when it is closed end by themselves."""
-    ahead: deque[_Fetch] = deque()
-    for offset in offsets:
-        ahead.append(_Fetch(fetch, offset))
-        if len(ahead) == at_once:
-            yield ahead.popleft().result()
-    while ahead:
-        yield ahead.popleft().result()
-
-
-class _Fetch:
-    """One request, on a thread that nobody has to wait for."""
-
-    def __init__(self, fetch: Callable[[int], bytes], offset: int) -> None:
-        self._fetch, self._offset = fetch, offset
-        self._body = b""
-        self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, name=f"range-{offset}", daemon=True)
-        self._thread.start()
-
-    def _run(self) -> None:
-        try:
-            self._body = self._fetch(self._offset)
-        except BaseException as error:
-            self._error = error
-
-    def result(self) -> bytes:
-        self._thread.join()
-        if self._error is not None:
-            raise self._error
-        return self._body

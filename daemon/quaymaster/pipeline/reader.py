@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
-from quaymaster.destinations.s3_ranges import in_order
+from quaymaster.destinations.ahead import in_order
 from quaymaster.errors import IntegrityError, SourceChanged
 from quaymaster.model import Identity
 from quaymaster.pipeline.budget import Cancelled

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from quaymaster.model import Compression, Job, shown
-from quaymaster.service.view.locate import below, normal
+from quaymaster.service.view.locate import PATIENCE, below, normal
 from quaymaster.service.view.records import Record, entry_record, job_record, path_record
 
 if TYPE_CHECKING:
@@ -53,19 +54,27 @@ class Origin:
     """What contradicts the proof; empty for nothing."""
 
 
-def mirror_place(config: Config, path: bytes) -> MirrorPlace | None:
-    """Where a path is in a mirror; None when it is in none, or in a watch that lies below it."""
+def mirror_place(config: Config, path: bytes, patience: float = PATIENCE) -> MirrorPlace | None:
+    """Where a path is in a mirror; None when it is in none, or in a watch that lies below it. By its text first, as in
+    :func:`locate`; links that lead over a filesystem which does not answer lead nowhere."""
+    from quaymaster.config.disk import within  # not above: it would load pydantic for --help
+
     if not config.mirrors or not path or b"\0" in path:
         return None
     absolute = normal(os.path.join(os.getcwdb(), path))
     roots = {name: os.fsencode(mirror.path) for name, mirror in config.mirrors.items()}
     if any(below({name: os.fsencode(watch.path)}, absolute) for name, watch in config.watches.items()):
         return None
-    for real in (absolute, os.path.realpath(absolute)):
-        for root in (roots, {name: os.path.realpath(path) for name, path in roots.items()}):
-            if found := below(root, real):
-                return MirrorPlace(config.mirrors[found[0]], found[1])
-    return None
+
+    def resolved() -> tuple[str, bytes] | None:
+        real = {name: os.path.realpath(root) for name, root in roots.items()}
+        return below(real, os.path.realpath(absolute))
+
+    found = below(roots, absolute)
+    if found is None:
+        with suppress(TimeoutError):
+            found = within(patience, resolved)
+    return MirrorPlace(config.mirrors[found[0]], found[1]) if found else None
 
 
 def origin(place: MirrorPlace, store: Store) -> Origin:
