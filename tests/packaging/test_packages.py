@@ -316,7 +316,8 @@ grep -q libsystemd /tmp/ldd
 import importlib, pkgutil, sys, quaymaster
 names = [module.name for module in pkgutil.walk_packages(quaymaster.__path__, "quaymaster.")]
 libraries = ["boto3.session", "botocore.signers", "s3transfer.manager", "systemd.journal", "systemd.daemon"]
-for name in [*names, *libraries, "zstandard", "zlib_ng.zlib_ng", "watchdog.observers.inotify", "pathspec"]:
+libraries += ["zstandard", "zlib_ng.zlib_ng", "awscrt.checksums", "watchdog.observers.inotify", "pathspec"]
+for name in [*names, *libraries]:
     importlib.import_module(name)
 places = [getattr(module, "__file__", None) or "" for module in sys.modules.values()]
 foreign = [place for place in places if "-packages" in place and not place.startswith("/usr/lib/quaymaster/")]
