@@ -2,7 +2,8 @@
 
 documents   the files, read and merged, and on which line each key stands (lines)
 values      rules and defaults that a command needs before all of this is there
-schema      what may stand in them (units: sizes and durations; machine: what the defaults of [limits] depend on)
+schema      what may stand in them (table: what all tables are made of; destination and watch: the largest ones;
+            units: sizes and durations; machine: what the defaults of [limits] depend on)
 rules       what tables have to do with each other
 load        all of it, in this order; problems are one line each
 disk        what is configured and is missing on this machine
@@ -19,24 +20,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from quaymaster.config.credentials import Credentials, read_credentials, read_token, read_url
-    from quaymaster.config.disk import problems_on_disk
-    from quaymaster.config.load import DEFAULT_PATH, load, load_sound
-    from quaymaster.config.schema import (
-        Api,
+    from quaymaster.config.destination import (
         BesideDestination,
-        Compress,
-        Config,
         Destination,
         DirectoryDestination,
-        Hook,
-        Limits,
-        Mirror,
         S3Destination,
-        Service,
-        Verify,
-        Watch,
     )
+    from quaymaster.config.disk import problems_on_disk
+    from quaymaster.config.load import DEFAULT_PATH, load, load_sound
+    from quaymaster.config.schema import Api, Config, Hook, Limits, Mirror, Service, Verify
     from quaymaster.config.show import to_json, to_toml
+    from quaymaster.config.watch import Compress, Watch
 
 __all__ = [
     "DEFAULT_PATH",
@@ -67,6 +61,8 @@ __all__ = [
 _ELSEWHERE = {
     "load": ("DEFAULT_PATH", "load", "load_sound"),
     "credentials": ("Credentials", "read_credentials", "read_token", "read_url"),
+    "destination": ("BesideDestination", "Destination", "DirectoryDestination", "S3Destination"),
+    "watch": ("Compress", "Watch"),
     "disk": ("problems_on_disk",),
     "show": ("to_json", "to_toml"),
 }

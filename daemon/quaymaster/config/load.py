@@ -11,28 +11,16 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from quaymaster.config import bandwidth, profiles, rules, show
+from quaymaster.config.destination import BesideDestination, Destination, DirectoryDestination, S3Destination
 from quaymaster.config.documents import Documents, read
 from quaymaster.config.environment import documents_of
 from quaymaster.config.lines import Path
 from quaymaster.config.machine import Machine
 from quaymaster.config.problems import NAMED, Problems, part
-from quaymaster.config.schema import (
-    Api,
-    BesideDestination,
-    Compress,
-    Config,
-    Destination,
-    DirectoryDestination,
-    Hook,
-    Limits,
-    Mirror,
-    S3Destination,
-    Service,
-    Verify,
-    Watch,
-)
+from quaymaster.config.schema import Api, Config, Hook, Limits, Mirror, Service, Verify
 from quaymaster.config.units import MIB
 from quaymaster.config.values import quoted
+from quaymaster.config.watch import Compress, Watch
 from quaymaster.errors import ConfigError
 
 DEFAULT_PATH = "/etc/quaymaster/quaymaster.toml"

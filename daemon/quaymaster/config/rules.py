@@ -5,18 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 
+from quaymaster.config.destination import BesideDestination, Destination, DirectoryDestination
 from quaymaster.config.disk import within
 from quaymaster.config.problems import Problems
-from quaymaster.config.schema import (
-    BesideDestination,
-    Destination,
-    DirectoryDestination,
-    Hook,
-    Mirror,
-    Service,
-    Watch,
-)
+from quaymaster.config.schema import Hook, Mirror, Service
 from quaymaster.config.values import quoted
+from quaymaster.config.watch import Watch
 from quaymaster.keys import template_fields
 
 RESOLVING = 2.0

@@ -1,99 +1,32 @@
 """The configuration as frozen models. Each field is a key of the TOML file; its docstring says what the unit is.
 
 What is wrong with one value is said here, as a ValueError "what is wrong; what to do"; load.py puts file, line and key
-before it. What two tables have to do with each other is in rules.py.
+before it. The tables of destinations and watches have files of their own; what two tables have to do with each other is
+in rules.py.
 """
 
 from __future__ import annotations
 
 import ipaddress
-import os
 import re
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, field_validator, model_validator
-from pydantic_core import PydanticCustomError, core_schema
+from pydantic import Field, PrivateAttr, field_validator, model_validator
 
 from quaymaster.config import show, values
 from quaymaster.config.bandwidth import Bandwidth, Rates
+from quaymaster.config.destination import Destination, S3Destination
 from quaymaster.config.machine import Machine
-from quaymaster.config.runs import DEEPEST, Layout, Whole, glob_problem, path_matches
-from quaymaster.config.units import GIB, MIB, SHORTEST_WAIT, Seconds, Size
+from quaymaster.config.table import HOST, AbsolutePath, Bytes, Duration, Globs, Table, Texts, credential_name
+from quaymaster.config.units import GIB, MIB, SHORTEST_WAIT
 from quaymaster.config.values import quoted
-from quaymaster.keys import template_problem
-from quaymaster.model import MANIFEST
+from quaymaster.config.watch import Watch
 
 Places = dict[tuple[str, ...], str]
 """Dotted key -> "FILE:LINE"."""
 
 
-class Bytes(Size):
-    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> core_schema.CoreSchema:
-        return core_schema.no_info_before_validator_function(self.parse, handler(source))
-
-
-class Duration(Seconds):
-    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> core_schema.CoreSchema:
-        return core_schema.no_info_before_validator_function(self.parse, handler(source))
-
-
-def _absolute(path: str) -> str:
-    if path.startswith("~"):
-        raise ValueError(f'{quoted(path)} begins with "~", which no service has; write the absolute path')
-    if not path.startswith("/"):
-        raise ValueError(f'{quoted(path)} is relative; write the absolute path, beginning with "/"')
-    if "\0" in path:
-        raise ValueError(f"{quoted(path)} holds a NUL; no path can")
-    if ".." in path.split("/"):
-        raise ValueError(f'{quoted(path)} holds ".."; write the path without it')
-    return "/" + os.path.normpath(path).lstrip("/")
-
-
-def _globs(patterns: tuple[str, ...]) -> tuple[str, ...]:
-    """The gitignore patterns that cannot be compiled, or that can never match anything (gitignore(5))."""
-    for pattern in patterns:
-        problem = ""
-        if not pattern.strip() or pattern.strip("!/ ") == "" or pattern.startswith("#"):
-            problem = "matches nothing; remove it"
-        elif "\n" in pattern or "\0" in pattern:
-            problem = 'holds a line break or NUL; write "?" in its place'
-        elif (len(pattern) - len(pattern.rstrip("\\"))) % 2:
-            problem = 'ends in a lone "\\"; remove it'
-        elif any(low > high for low, high in re.findall(r"(?s)(?<=[\[!^])([^\]])-([^\]])", pattern)):
-            problem = "has a range that runs backwards; write the lower character first"
-        if problem:
-            raise ValueError(f"{quoted(pattern)} {problem}")
-    return patterns
-
-
-_HOST = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,252}")
-
-AbsolutePath = Annotated[str, AfterValidator(_absolute)]
-Texts = Annotated[tuple[str, ...], Field(strict=False)]  # TOML arrays arrive as lists
-Globs = Annotated[Texts, AfterValidator(_globs)]
-
-
-def _unit_files(patterns: tuple[str, ...]) -> tuple[str, ...]:
-    for pattern in patterns:
-        if problem := glob_problem(pattern):
-            raise ValueError(problem)
-    return patterns
-
-
-UnitFiles = Annotated[Texts, AfterValidator(_unit_files)]
-
-
-def _credential_name(name: str | None) -> str | None:
-    if name is None:
-        return None
-    return _absolute(name) if name.startswith("/") else values.credential_name(name)
-
-
-class _Table(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, hide_input_in_errors=True)
-
-
-class Service(_Table):
+class Service(Table):
     state_dir: AbsolutePath = "/var/lib/quaymaster"
     staging_dir: AbsolutePath = "/var/cache/quaymaster"
     host: str = Field(default_factory=values.host_name)
@@ -103,12 +36,12 @@ class Service(_Table):
     @field_validator("host")
     @classmethod
     def _plain_host(cls, host: str) -> str:
-        if not _HOST.fullmatch(host):
+        if not HOST.fullmatch(host):
             raise ValueError(f"{quoted(host)} is not a host name; use letters, digits, dots and hyphens")
         return host
 
 
-class Limits(_Table):
+class Limits(Table):
     memory: Annotated[int, Bytes(least=16 * MIB)] = Field(default_factory=lambda: Machine.here().memory // 4)
     """Bytes for all buffers together. In the file also a percentage of the memory that this process may use."""
     files: int = Field(values.FILES, ge=1, le=1000)
@@ -126,7 +59,7 @@ class Limits(_Table):
     """Bytes that must stay free on the file system of the staging directory."""
 
 
-class Verify(_Table):
+class Verify(Table):
     """The copies at the destinations are compared with the ledger on a schedule (PRODUCT I7)."""
 
     interval: Annotated[float | None, Duration(SHORTEST_WAIT, word="none")] = None
@@ -136,7 +69,7 @@ class Verify(_Table):
     """Bytes that one run may read back."""
 
 
-class Api(_Table):
+class Api(Table):
     """HTTP: the page, figures and control (PRODUCT O2, X5)."""
 
     socket: AbsolutePath = "/run/quaymaster/api.sock"
@@ -170,14 +103,14 @@ class Api(_Table):
     @classmethod
     def _host_names(cls, names: tuple[str, ...]) -> tuple[str, ...]:
         for name in names:
-            if not _HOST.fullmatch(name):
+            if not HOST.fullmatch(name):
                 raise ValueError(f"{quoted(name)} is not a host name; write it without a scheme, port or path")
         return tuple(name.lower().rstrip(".") for name in names)
 
     @field_validator("read_token", "act_token")
     @classmethod
     def _token_name(cls, name: str | None) -> str | None:
-        return _credential_name(name)
+        return credential_name(name)
 
     @property
     def address(self) -> tuple[str, int] | None:
@@ -188,103 +121,10 @@ class Api(_Table):
         return host.removeprefix("[").removesuffix("]"), int(port)
 
 
-class S3Destination(_Table):
-    name: str
-    type: Literal["s3"] = "s3"
-    bucket: str
-    prefix: str = ""
-    endpoint_url: str | None = None
-    """None: AWS."""
-    region: str | None = None
-    credentials: str | None = None
-    """A name for :func:`read_credentials`; None: the AWS chain."""
-    ca_bundle: AbsolutePath | None = None
-    addressing: Literal["auto", "path", "virtual"] = "auto"
-    part_size: Annotated[int, Bytes(5 * MIB, 5 * GIB)] = values.PART_SIZE  # S3 user guide, multipart upload limits
-    storage_class: str | None = None
-    sse: Literal["AES256", "aws:kms"] | None = None
-    sse_kms_key: str | None = None
-    tags: dict[str, str] = Field(default_factory=dict)
-    connect_timeout: Annotated[float, Duration(SHORTEST_WAIT, 3600)] = values.CONNECT_TIMEOUT
-    read_timeout: Annotated[float, Duration(SHORTEST_WAIT, 3600)] = values.READ_TIMEOUT
-    bandwidth: Annotated[Bandwidth, Rates()] = Bandwidth()
-    """Of all files to this destination, within ``limits.bandwidth``."""
-
-    @field_validator("bucket")
-    @classmethod
-    def _bucket_name(cls, bucket: str) -> str:
-        return values.bucket_name(bucket)
-
-    @field_validator("prefix")
-    @classmethod
-    def _clean_prefix(cls, prefix: str) -> str:
-        return values.clean_prefix(prefix)
-
-    @field_validator("endpoint_url")
-    @classmethod
-    def _plain_endpoint(cls, url: str | None) -> str | None:
-        return values.plain_endpoint(url)
-
-    @field_validator("region", "storage_class", "sse_kms_key")
-    @classmethod
-    def _one_word(cls, value: str | None) -> str | None:
-        if value is not None and not re.fullmatch(r"[A-Za-z0-9._:/+=@-]{1,2048}", value):
-            raise ValueError("is empty or holds spaces or unusual characters; write it as the S3 server names it")
-        return value
-
-    @field_validator("credentials")
-    @classmethod
-    def _named_credential(cls, name: str | None) -> str | None:
-        return _credential_name(name)
-
-    @field_validator("sse_kms_key")
-    @classmethod
-    def _key_needs_kms(cls, key: str | None, info: Any) -> str | None:
-        if key is not None and info.data.get("sse", "aws:kms") != "aws:kms":
-            raise ValueError('is used only with KMS; write sse = "aws:kms" too')
-        return key
-
-    @field_validator("tags")
-    @classmethod
-    def _tag_rules(cls, tags: dict[str, str]) -> dict[str, str]:
-        """S3 user guide, "Categorizing your storage using tags"."""
-        if len(tags) > 10:
-            raise ValueError(f"has {len(tags)} tags; S3 takes at most 10")
-        for key, value in tags.items():
-            if not 1 <= len(key) <= 128 or len(value) > 256:
-                raise ValueError(f"{quoted(key)} is too long; S3 takes names of 1 to 128 and values of 256 characters")
-            if key.lower().startswith("aws:"):
-                raise ValueError(f'{quoted(key)} begins with "aws:", which is reserved; choose another name')
-            if not re.fullmatch(r"[\w .:/=+@-]*", key + value):
-                raise ValueError(
-                    f"{quoted(key)} holds a character S3 refuses; use letters, digits, spaces and . : / = + - _ @"
-                )
-        return tags
-
-
-class DirectoryDestination(_Table):
-    name: str
-    type: Literal["directory"] = "directory"
-    path: AbsolutePath
-    hang_after: Annotated[float, Duration(SHORTEST_WAIT, 3600)] = 30.0
-    """Seconds without an answer from a network file system, after which it counts as unreachable."""
-    bandwidth: Annotated[Bandwidth, Rates()] = Bandwidth()
-
-
-class BesideDestination(_Table):
-    """Next to the source (PRODUCT P9)."""
-
-    name: str
-    type: Literal["beside"] = "beside"
-    bandwidth: Annotated[Bandwidth, Rates()] = Bandwidth()
-
-
-Destination = S3Destination | DirectoryDestination | BesideDestination
-
 HookEvent = Literal["delivered", "parked", "unit-complete", "outage", "recovered", "integrity-failure", "released"]
 
 
-class Hook(_Table):
+class Hook(Table):
     """Who is told what (PRODUCT O4): exactly one of ``command`` and ``url``."""
 
     name: str
@@ -332,7 +172,7 @@ class Hook(_Table):
     @field_validator("secret")
     @classmethod
     def _secret_name(cls, name: str | None) -> str | None:
-        return _credential_name(name)
+        return credential_name(name)
 
     @model_validator(mode="after")
     def _one_way(self) -> Self:
@@ -344,199 +184,7 @@ class Hook(_Table):
         return self
 
 
-class Compress(_Table):
-    format: Literal["zstd", "gzip"]
-    level: int = Field(6, ge=1, le=22)
-    min_size: Annotated[int, Bytes()] = values.MIN_SIZE
-    """Bytes. Files of at most this size go as they are."""
-    timeout: Annotated[float, Duration(SHORTEST_WAIT)] = 300.0
-    """Seconds without progress."""
-
-    @field_validator("level")
-    @classmethod
-    def _level_of_format(cls, level: int, info: Any) -> int:
-        if info.data.get("format") == "gzip" and level > 9:
-            raise ValueError(f"{level} is out of range; gzip has levels 1 to 9")
-        return level
-
-
-class Watch(_Table):
-    name: str
-    path: AbsolutePath
-    destinations: Texts = Field(min_length=1)
-    include: Globs = ()
-    exclude: Globs = ()
-    ignore: Globs = ()
-    """Added to the temporary names that are always ignored."""
-    mode: Literal["auto", "inotify", "poll"] = "auto"
-    poll_interval: Annotated[float, Duration(SHORTEST_WAIT)] = 10.0
-    rescan_interval: Annotated[float, Duration(SHORTEST_WAIT)] = 900.0
-    settle: Annotated[float | None, Duration(word="auto")] = None
-    """Seconds without change. None: 5 on local, 90 on network file systems."""
-    settle_closed: Annotated[float, Duration()] = values.SETTLE_CLOSED
-    """Seconds without change, when the file is known to be closed."""
-    settle_per_gib: Annotated[float, Duration()] = values.SETTLE_PER_GIB
-    """Seconds more for each GiB of the file."""
-    marker: str | None = None
-    """Name of the file that says "this directory is complete"."""
-    sentinel: str | None = None
-    """Name of a file that is there as long as the right file system is; a relative path."""
-    hang_after: Annotated[float, Duration(SHORTEST_WAIT, 3600)] = values.HANG_AFTER
-    """Seconds without an answer from the file system, after which the watch counts as away."""
-    fetchers: int = Field(1, ge=1, le=64)
-    """Files at once that are copied to local staging, or read where nothing is staged, from a network file system."""
-    uploaders: int = Field(1, ge=1, le=64)
-    """Files at once that are compressed and written beside their sources on a network file system."""
-    priority: int = Field(0, ge=-1000, le=1000)
-    """Of watches that have files waiting the highest goes first; one file in eight is of a lower one (PRODUCT Q4)."""
-    order: Literal["oldest", "smallest"] = "oldest"
-    """Which of its waiting files goes first."""
-    compress: Compress | None = None
-    never_compress: Texts = ()
-    """Patterns of names of files that go as they are, such as ``*.bam``."""
-    profile: str | None = None
-    """Whose settings it has where it says nothing itself."""
-    unit: Literal["directory"] | None = None
-    """A directory of it counts as delivered when it is whole, as a manifest then tells (PRODUCT W5)."""
-    unit_depth: int = Field(1, ge=1, le=DEEPEST)
-    """Levels below ``path`` on which the units are."""
-    unit_pattern: str | None = None
-    """The paths that units have, level by level, instead of a depth: ``*/run_*``."""
-    unit_complete: UnitFiles = ()
-    """Files that a whole unit has: all of them."""
-    unit_complete_any: UnitFiles = ()
-    """Files of which a whole unit has one."""
-    unit_idle: Annotated[float | None, Duration(SHORTEST_WAIT, word="none")] = None
-    """Seconds without anything new after which a unit is whole."""
-    unit_open_max: Annotated[float | None, Duration(SHORTEST_WAIT, word="none")] = 3 * 86400.0
-    """Seconds after which a unit that is not published is an alarm."""
-    upload: Literal["file", "unit"] = "file"
-    """When files of a unit travel: each as it settles, or all when the unit is whole."""
-    after_unit: bool = True
-    """``delete`` and ``move`` wait until the manifest of the source's unit is published."""
-    key: str = "{watch}/{path}"
-    verify: Literal["checksum", "readback"] = "checksum"
-    digests: Annotated[tuple[Literal["blake2b", "sha1", "md5"], ...], Field(strict=False)] = ()
-    """Recorded beside SHA-256, which always is."""
-    after: Literal["keep", "delete", "move"] = "keep"
-    after_dir: AbsolutePath | None = None
-    """Where ``move`` puts sources; in the file: ``after = "move:DIRECTORY"``."""
-    after_grace: Annotated[float, Duration()] = 0.0
-    """Seconds between proof and ``delete`` or ``move``."""
-    after_hooks: Texts = ()
-    """Hooks that must have confirmed what they are told of a file before its source is deleted or moved."""
-    on_change: Literal["replace", "keep-both", "refuse"] = "replace"
-    stage: bool | None = None
-    """Copy to local staging first. None: when the source is on a network file system."""
-    hard_links: bool = False
-
-    @model_validator(mode="before")
-    @classmethod
-    def _spelled_out(cls, table: Any) -> Any:
-        """``after = "move:DIR"`` is two fields; ``stage = "auto"`` and ``digests = ["sha256"]`` are the defaults."""
-        if not isinstance(table, dict):
-            return table
-        table = dict(table)
-        after = table.get("after")
-        if isinstance(after, str) and after.startswith("move:"):
-            table |= {"after": "move", "after_dir": after.removeprefix("move:")}
-        if table.get("stage") == "auto":
-            table["stage"] = None
-        if isinstance(table.get("digests"), list | tuple):
-            table["digests"] = [name for name in table["digests"] if name != "sha256"]
-        return table
-
-    @field_validator("compress", mode="before")
-    @classmethod
-    def _compress_word(cls, value: Any) -> Any:
-        if value is False or value == "none":
-            return None
-        if value is True or (isinstance(value, str) and value not in ("zstd", "gzip")):
-            raise ValueError('is not a compression; write "zstd", "gzip" or "none"')
-        return {"format": value} if isinstance(value, str) else value
-
-    @field_validator("marker")
-    @classmethod
-    def _marker_name(cls, name: str | None) -> str | None:
-        return values.plain_name(name, "CopyComplete.txt")
-
-    @field_validator("sentinel")
-    @classmethod
-    def _sentinel_name(cls, name: str | None) -> str | None:
-        # Plain enough to be a pattern too: the sentinel itself is never taken.
-        if name is not None and not re.fullmatch(r"(?!.*(^|/)\.{1,2}(/|$))[A-Za-z0-9._-]+(/[A-Za-z0-9._-]+)*", name):
-            raise ValueError(f'{quoted(name)} is not such a name; write one like ".quaymaster-sentinel"')
-        return name
-
-    @property
-    def ignored(self) -> tuple[str, ...]:
-        """The patterns of ``ignore``, the sentinel, and a manifest that came back with its unit."""
-        own: tuple[str, ...] = (f"/{self.sentinel}",) if self.sentinel else ()
-        if self.unit:
-            own += ("/" + (self.unit_pattern or "/".join("*" * self.unit_depth)) + f"/{MANIFEST}",)
-        return (*self.ignore, *own)
-
-    @field_validator("unit", mode="before")
-    @classmethod
-    def _unit_word(cls, value: Any) -> Any:
-        return None if value == "none" else value
-
-    @field_validator("unit_pattern")
-    @classmethod
-    def _unit_pattern_levels(cls, pattern: str | None) -> str | None:
-        if pattern is not None and (problem := glob_problem(pattern)):
-            raise ValueError(problem)
-        return pattern
-
-    @field_validator("profile")
-    @classmethod
-    def _profile_word(cls, name: str | None) -> str | None:
-        return None if name == "none" else name
-
-    @property
-    def layout(self) -> Layout:
-        """Where its units are."""
-        return Layout.of(self.unit_depth, self.unit_pattern)
-
-    def unit_of(self, path: bytes) -> bytes | None:
-        """The unit that a file is in; None when it is in none."""
-        return self.layout.unit_of(path) if self.unit else None
-
-    @property
-    def whole(self) -> Whole:
-        """What says that a unit is whole; the marker of the watch does where nothing else is said."""
-        marker = (self.marker,) if self.marker else ()
-        said = bool(self.unit_complete or self.unit_complete_any or self.unit_idle is not None)
-        return Whole(self.unit_complete if said else marker, self.unit_complete_any, self.unit_idle)
-
-    def compresses(self, name: bytes) -> bool:
-        """Whether no pattern of ``never_compress`` fits a file's name."""
-        return not any(path_matches(name, pattern) for pattern in self.never_compress)
-
-    @field_validator("key")
-    @classmethod
-    def _key_template(cls, template: str) -> str:
-        if problem := template_problem(template):
-            raise ValueError(f'{quoted(template)} cannot name files: {problem}; write one like "{{watch}}/{{path}}"')
-        return template
-
-    @model_validator(mode="after")
-    def _move_needs_directory(self) -> Self:
-        if self.after == "move" and self.after_dir is None:
-            raise ValueError('"move" has no directory; write after = "move:/absolute/directory"')
-        return self
-
-    @model_validator(mode="after")
-    def _unit_is_told(self) -> Self:
-        """What the keys of units have to do with each other is wrong with ``unit``: load.py says so."""
-        if self.unit and not self.whole.patterns and self.whole.idle is None:
-            raise PydanticCustomError(
-                "unit", 'nothing says when one is whole; write unit_complete = ["NAME"] or unit_idle = "10min"'
-            )
-        return self
-
-
-class Mirror(_Table):
+class Mirror(Table):
     """A directory that is kept in step with a prefix of a bucket (PRODUCT M)."""
 
     name: str
@@ -612,7 +260,7 @@ class Mirror(_Table):
         return self
 
 
-class Config(_Table):
+class Config(Table):
     """All that the operator decided. Two configs mean the same if their ``digest`` is the same."""
 
     service: Service = Field(default_factory=Service)
