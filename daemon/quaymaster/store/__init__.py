@@ -15,14 +15,17 @@ from typing import Any
 
 from quaymaster.errors import StoreDamaged, StoreError, StoreLost
 from quaymaster.model import FileVersion, Identity, Job, Proof, Stage, State
-from quaymaster.store import control, copies, custody, jobs, ledger, mirrors, outbox, passes, small, units
+from quaymaster.store import copies, custody, jobs, ledger, outbox, passes, small, units
 from quaymaster.store.control import Control, Pause
 from quaymaster.store.copies import Copy, Place, Selection
 from quaymaster.store.custody import Entry, Head
 from quaymaster.store.db import DAMAGED, FILE_NAME, Database, Transaction
+from quaymaster.store.head import HEAD_FILE, HeadFile
 from quaymaster.store.jobs import Filter, Held
 from quaymaster.store.ledger import Delivery
+from quaymaster.store.mirrored import Mirrored
 from quaymaster.store.mirrors import Downloaded, MirrorUnit
+from quaymaster.store.operators import Operators
 from quaymaster.store.outbox import Outbox
 from quaymaster.store.passes import Outcome, Row
 from quaymaster.store.salvage import Salvaged, salvage
@@ -30,6 +33,7 @@ from quaymaster.store.turns import Queue
 from quaymaster.store.units import Contents, Unit, Units, UnitState
 
 __all__ = [
+    "HEAD_FILE",
     "Contents",
     "Control",
     "Copy",
@@ -52,12 +56,11 @@ __all__ = [
     "Units",
 ]
 
-HEAD_FILE = "custody-head"
 _SET_BACK = 1.0
 """Seconds by which the wall clock falls behind the monotonic one when it is said to have been set back."""
 
 
-class Store:
+class Store(Operators, Mirrored):
     """The store of one state directory. Thread-safe; several processes may have it open."""
 
     def __init__(
@@ -72,8 +75,7 @@ class Store:
         """Raises StoreError. ``create`` is for the service; commands open only what is there. The service does not go
         on with a database that is gone or older than it was (StoreLost), unless ``accept_loss``."""
         self.path = os.path.join(directory, FILE_NAME)
-        self._head_file = os.path.join(directory, HEAD_FILE)
-        self._kept: Head | None = None
+        self._head = HeadFile(directory)
         noted = self.noted_head()
         if create and not accept_loss and noted and not os.path.exists(self.path):
             raise _lost(f"The database {self.path} is gone; it held {noted.seq:,} entries of the custody log")
@@ -97,11 +99,7 @@ class Store:
 
     def noted_head(self) -> Head | None:
         """The head that the service last noted in a file of its own."""
-        try:
-            with open(self._head_file, encoding="ascii", errors="replace") as file:
-                return Head.parsed(file.read(200))
-        except OSError:
-            return None
+        return self._head.noted()
 
     def noted_fault(self) -> str:
         """How the database contradicts that head; an empty string when it does not."""
@@ -114,20 +112,9 @@ class Store:
             return custody.contradiction(t, head)
 
     def keep_head(self) -> None:
-        """Note the head of the custody log beside the database, durably, if it is another one than before."""
+        """Note the head of the custody log beside the database."""
         last = self.custody_entry()
-        head = Head(last.seq, last.sha256) if last else None
-        if head is None or head == self._kept:
-            return
-        with suppress(OSError):  # one that is behind does no harm, and a full disk is told by the database
-            new = self._head_file + ".new"
-            descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-            with open(descriptor, "w", encoding="ascii") as file:
-                file.write(f"{head}\n")
-                file.flush()
-                os.fsync(descriptor)
-            os.replace(new, self._head_file)
-            self._kept = head
+        self._head.keep(Head(last.seq, last.sha256) if last else None)
 
     # -- intake --
 
@@ -326,11 +313,6 @@ class Store:
         with self._db.read() as t:
             return jobs.next_retry(t)
 
-    def is_open(self, job: int) -> bool:
-        """Whether the job of that number exists and is not final."""
-        found = self.jobs(Filter(ids=(job,)))
-        return bool(found) and not found[0].state.final
-
     def note(self, kind: str, details: Mapping[str, Any]) -> None:
         """Add an entry to the custody log that belongs to no job (service start, config change)."""
         self._db.write(lambda t: custody.append(t, kind, self._clock(), details=details))
@@ -345,10 +327,6 @@ class Store:
             t.execute("INSERT OR REPLACE INTO reports VALUES ('outages', ?, ?)", (body, now))
 
         self._db.write(act)
-
-    def _note(self, t: Any, kind: str, job: Job, details: Mapping[str, Any]) -> None:
-        v = job.version
-        custody.append(t, kind, self._clock(), job=job.id, watch=v.watch, path=v.path, details=details)
 
     # -- what was delivered --
 
@@ -506,173 +484,6 @@ class Store:
         """How many times smaller the compressed copies of a watch are than their sources; None while there is none."""
         with self._db.read() as t:
             return passes.ratio(t, watch)
-
-    # -- mirrors --
-
-    def declare(self, mirrors_named: Iterable[str], watches_named: Iterable[str]) -> None:
-        """Which names stand for mirrors and which for watches. Raises StoreError for one that was the other before."""
-        self._db.write(lambda t: mirrors.declare(t, mirrors_named, watches_named))
-
-    def mirrors(self) -> set[str]:
-        """Names that stand for mirrors."""
-        with self._db.read() as t:
-            return mirrors.names(t)
-
-    def downloaded(self, mirror: str) -> dict[tuple[bytes, int], Downloaded]:
-        """What a mirror has downloaded and verified: (path, tag) -> what it is."""
-        with self._db.read() as t:
-            return mirrors.downloaded(t, mirror)
-
-    def download_jobs(self, mirror: str) -> dict[tuple[bytes, int], int]:
-        """The same, but their jobs alone: for very many of them."""
-        with self._db.read() as t:
-            return mirrors.numbers(t, mirror)
-
-    def want(self, mirror: str, versions: Sequence[FileVersion]) -> dict[bytes, Job]:
-        """Queue these objects; path -> the job of each that waits for a retry or an operator, or was given up."""
-        return self._db.write(lambda t: mirrors.wanted(t, versions, self._clock())) if versions else {}
-
-    def unlisted(self, mirror: str, paths: set[bytes]) -> int:
-        """Supersede open jobs of all objects but these; how many."""
-        return self._db.write(lambda t: mirrors.left_over(t, mirror, paths))
-
-    def download_done(self, job: Job, done: Downloaded, details: Mapping[str, Any]) -> None:
-        """An object is on the disk and verified: recorded, told in the custody log, and its job is done."""
-
-        def act(t: Any) -> None:
-            mirrors.record(t, job.version.watch, done)
-            self._note(t, "downloaded", job, details)
-            jobs.finish(t, [job.id], self._clock())
-
-        self._db.write(act)
-
-    def mirror_units(self, mirror: str) -> dict[bytes, MirrorUnit]:
-        with self._db.read() as t:
-            return mirrors.units(t, mirror)
-
-    def told_of(self, watch: str, paths: Iterable[bytes]) -> list[Entry]:
-        """The custody log's entries about these paths that belong to no job: releases and removals of a mirror."""
-        with self._db.read() as t:
-            return custody.of_paths(t, watch, paths)
-
-    def put_unit(self, mirror: str, unit: MirrorUnit, kind: str = "", details: Mapping[str, Any] | None = None) -> None:
-        """Remember how a unit of a mirror stands; with ``kind`` it is told in the custody log."""
-
-        def act(t: Any) -> None:
-            mirrors.put_unit(t, mirror, unit)
-            if kind:
-                said = {**(details or {}), "mirror": mirror}
-                custody.append(t, kind, self._clock(), watch=mirror, path=unit.path, details=said)
-
-        self._db.write(act)
-
-    def forget_mirrored(self, mirror: str, objects: Sequence[tuple[bytes, int]], unit: bytes = b"") -> None:
-        """Nothing uses these objects any more; with ``unit``, that was removed."""
-
-        def act(t: Any) -> None:
-            mirrors.forget(t, mirror, unit, objects)
-            if unit:
-                custody.append(t, "removed", self._clock(), watch=mirror, path=unit, details={})
-
-        self._db.write(act)
-
-    # -- operators --
-
-    def jobs(self, which: Filter) -> list[Job]:
-        with self._db.read() as t:
-            return jobs.find(t, which)
-
-    def counts(self) -> dict[str, dict[State, tuple[int, int]]]:
-        """For each watch and state: how many jobs, and the bytes of their sources."""
-        with self._db.read() as t:
-            return jobs.count(t)
-
-    def open_jobs(self) -> dict[State, int]:
-        """How many jobs are in each state that is not final; quick, whatever the number of jobs that are done."""
-        with self._db.read() as t:
-            return jobs.count_open(t)
-
-    def states_below(self, watch: str, path: bytes) -> dict[State, int]:
-        """How many files' jobs below a directory of a watch (b"": all of it) are in each state."""
-        with self._db.read() as t:
-            if path:
-                return jobs.count_below(t, watch, path)
-            return {state: number for state, (number, _) in jobs.count(t).get(watch, {}).items()}
-
-    def oldest_open(self) -> float | None:
-        with self._db.read() as t:
-            return jobs.oldest_open(t)
-
-    def held(self) -> list[Held]:
-        """What waits or is parked, by its error, the most frequent first."""
-        with self._db.read() as t:
-            return jobs.held(t)
-
-    def first_queued(self) -> dict[str, float]:
-        """For each watch that has queued jobs: when the one that stands first was queued."""
-        with self._db.read() as t:
-            return jobs.first_queued(t)
-
-    def control(self) -> Control:
-        """What operators have asked for."""
-        with self._db.read() as t:
-            return control.read(t)
-
-    def pause(self, watches: Sequence[str], by: str) -> list[str]:
-        """Begin no job of these watches any more, until :meth:`resume`; those that were not paused before."""
-        return self._db.write(lambda t: control.pause(t, watches, by, self._clock()))
-
-    def resume(self, watches: Sequence[str], by: str) -> list[str]:
-        """The opposite; those that were paused."""
-        return self._db.write(lambda t: control.resume(t, watches, by, self._clock()))
-
-    def rescan(self, watches: Sequence[str], by: str) -> None:
-        """Ask the running service to scan these watches now."""
-        self._db.write(lambda t: control.rescan(t, watches, by, self._clock()))
-
-    def retry(self, which: Filter, by: str = "operator") -> list[int]:
-        """Run waiting, parked or dropped jobs now; their numbers."""
-
-        def act(t: Any) -> list[int]:
-            chosen = jobs.find(t, which)
-            ids = jobs.retry(t, which)
-            affected = set(ids)
-            for job in chosen:
-                if job.id in affected:
-                    self._note(t, "retried", job, {"by": by})
-            return ids
-
-        return self._db.write(act)
-
-    def drop(self, which: Filter, by: str = "operator") -> list[int]:
-        """Give queued, waiting or parked jobs up; their numbers. Sources stay where they are."""
-
-        def act(t: Any) -> list[int]:
-            chosen = jobs.find(t, which)
-            ids = jobs.drop(t, which, self._clock())
-            affected = set(ids)
-            for job in chosen:
-                if job.id in affected:
-                    self._note(t, "dropped", job, {"by": by, "code": job.error_code})
-            return ids
-
-        return self._db.write(act)
-
-    # -- what the service says of itself --
-
-    def report(self, name: str, body: Mapping[str, Any]) -> None:
-        """Leave a word for commands in other processes (a watch's state, progress)."""
-        self.report_all({name: body})
-
-    def report_all(self, said: Mapping[str, Mapping[str, Any]]) -> None:
-        """The same of several, in one commit."""
-        rows = [(name, json.dumps(body), self._clock()) for name, body in said.items()]
-        self._db.write(lambda t: t.executemany("INSERT OR REPLACE INTO reports VALUES (?, ?, ?)", rows))
-
-    def reports(self) -> dict[str, tuple[float, dict[str, Any]]]:
-        """name -> (when, what was said)."""
-        with self._db.read() as t:
-            return {r["name"]: (r["at"], json.loads(r["body"])) for r in t.execute("SELECT * FROM reports")}
 
 
 def _lost(what: str) -> StoreLost:
