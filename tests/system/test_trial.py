@@ -3,6 +3,7 @@ figures of every command are held against what find, zstd and the server itself 
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import stat
@@ -63,9 +64,9 @@ class Trial:
     def call(self, *arguments: str) -> Any:
         """What a command printed; it must have succeeded."""
         with self.timed(" ".join(arguments[:2])):
-            code, said = self.service.cli(*arguments, timeout=self.amount.timeout)
-        assert code == 0, {name: value[:3] if isinstance(value, list) else value for name, value in said.items()}
-        return said
+            done = self.service.command(*arguments, "--json", timeout=self.amount.timeout)
+        assert done.returncode == 0, f"{arguments} ended with {done.returncode}:\n{done.stderr}\n{done.stdout[:4_000]}"
+        return json.loads(done.stdout)
 
     @contextmanager
     def timed(self, what: str) -> Iterator[None]:
