@@ -188,6 +188,21 @@ def test_a_lost_reply_to_a_replacement_is_found_out(
     assert through.everything() == ["a"]
 
 
+@pytest.mark.parametrize("size", [SMALL, LARGE])
+def test_a_bucket_that_is_away_for_a_moment_does_not_make_our_own_object_a_strangers(
+    through: S3Place, proxy: FaultProxy, size: int
+) -> None:
+    """Of a bucket that is away a HEAD says the same as of an object that is gone."""
+    destination = through.make()
+    old = deliver(destination, "a", b"first")
+    looks = [None] * (size == LARGE) + [Response(404)] * 2  # what is sent in parts looks once before the first
+    proxy.inject(
+        "HeadObject", request=lambda request: looks.pop(0), times=len(looks), only=lambda r: r.path.endswith("/a")
+    )
+    new = deliver(destination, "a", bytes_of(size), replace=old)
+    assert content(destination, new) == bytes_of(size)
+
+
 def test_a_lost_reply_does_not_make_another_writers_object_ours(through: S3Place, proxy: FaultProxy) -> None:
     """Same key, same size, and the moment of the reset filled by somebody else."""
     destination = through.make()

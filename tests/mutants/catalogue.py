@@ -133,6 +133,24 @@ MUTANTS = (
         "        if True:\n            return self.size == len(body)\n        if self.checksum:\n",
         ("contract/test_resume.py::test_a_part_that_differs_is_sent_again",),
     ),
+    Mutant(
+        "s3-gone-for-good",
+        "an object that was once said to be gone is taken for a stranger's when it is there again",
+        "destinations/s3_upload.py",
+        "                elif present is not None and not self._is_older(present):\n",
+        "                elif present is not None and not (old and present.etag == old.etag):\n",
+        (f"{_S3}::test_a_bucket_that_is_away_for_a_moment_does_not_make_our_own_object_a_strangers",),
+    ),
+    Mutant(
+        "s3-forgets-what-failed",
+        "a job that fails for its bytes forgets what it may have published",
+        "pipeline/transfer.py",
+        "if recipe.known and any(isinstance(leg.error, IntegrityError) for leg in self._legs):\n",
+        "if any(isinstance(leg.error, IntegrityError) for leg in self._legs):\n"
+        "                    self._checkpoint({})\n"
+        "                if False:\n",
+        ("system/test_faults_s3.py::test_an_object_that_outlived_its_withdrawal_is_ours_to_replace",),
+    ),
     # shares that go away
     Mutant(
         "outage-any-filesystem",

@@ -56,7 +56,7 @@ class Service:
 
     # -- its life --
 
-    def start(self, timeout: float = 60) -> Service:
+    def start(self, timeout: float = 120) -> Service:
         """Returns when the service has told that it is ready (sd_notify(3))."""
         assert self.process is None, "it runs already"
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as told, self.log_file.open("ab") as log:
@@ -82,7 +82,7 @@ class Service:
             self.seconds_to_ready = time.monotonic() - began
         return self
 
-    def stop(self, timeout: float = 60) -> float:
+    def stop(self, timeout: float = 120) -> float:
         """SIGTERM; the seconds until it had ended, which must be with exit status 0."""
         assert self.process is not None
         began = time.monotonic()
@@ -144,7 +144,7 @@ class Service:
         """The lines of the log that hold all of ``texts``."""
         return [line for line in self.log.splitlines() if all(text in line for text in texts)]
 
-    def cli(self, *arguments: str | bytes, timeout: float = 60) -> tuple[int, Any]:
+    def cli(self, *arguments: str | bytes, timeout: float = 120) -> tuple[int, Any]:
         """Run a command with --json: its exit status and what it printed (None if that was nothing)."""
         done = self.command(*arguments, "--json", timeout=timeout)
         return done.returncode, json.loads(done.stdout) if done.stdout.strip() else None
@@ -156,16 +156,20 @@ class Service:
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )  # fmt: skip
 
-    def command(self, *arguments: str | bytes, timeout: float = 60) -> subprocess.CompletedProcess[str]:
-        """Run a command as a person does."""
-        return subprocess.run(
-            [*COMMAND, *arguments, "--config", str(self.config_file)],
-            env=self.environment,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            encoding="utf-8",
-            timeout=timeout,
-        )
+    def command(self, *arguments: str | bytes, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+        """Run a command as a person does. AssertionError when it has not ended in time, with what it was doing."""
+        whole = [*COMMAND, *arguments, "--config", str(self.config_file)]
+        with subprocess.Popen(
+            whole, env={**self.environment, "PYTHONFAULTHANDLER": "1"}, encoding="utf-8",
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        ) as process:  # fmt: skip
+            try:
+                out, err = process.communicate(timeout=timeout)
+            except subprocess.TimeoutExpired:
+                process.send_signal(signal.SIGABRT)  # faulthandler writes where each thread is
+                _, err = process.communicate()
+                raise AssertionError(f"no end within {timeout:g} s of {arguments}:\n{err}") from None
+        return subprocess.CompletedProcess(whole, process.returncode, out, err)
 
     # -- what it remembers --
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from quaymaster.model import State
-from servers.faultproxy import FaultProxy, Request, Response, unavailable
+from servers.faultproxy import FaultProxy, Request, Response, flip, unavailable
 from servers.ports import free_ports
 from servers.seaweed import Seaweed
 from system.bucket import Bucket
@@ -201,6 +201,31 @@ def test_a_storm_of_503_is_weathered_and_its_retry_after_is_kept(home: Home, ser
         assert time.monotonic() - asked[0] >= 3.5  # its own backoff would have been one second
         service.until_done(1)
     assert bucket.content("a") == CONTENT
+
+
+def test_an_object_that_outlived_its_withdrawal_is_ours_to_replace(home: Home, serve: Serve, bucket: Bucket) -> None:
+    """It read back damaged, its removal was not carried out, and before the next try a newer version has landed: that
+    is no conflict, since the object is our own."""
+    newer = CONTENT[::-1] + b"and more"
+
+    def damage(request: Request, response: Response) -> None:
+        response.body = flip(response.body)
+        home.land("reads", newer)
+
+    def is_reads(request: Request) -> bool:
+        return request.path.endswith("/reads")
+
+    with FaultProxy(bucket.endpoint) as proxy:
+        proxy.inject("GetObject", response=damage, only=is_reads)
+        proxy.inject("DeleteObject", request=lambda request: Response(204), only=is_reads)
+        service = serve(to(bucket, home, f'endpoint_url = "{proxy.endpoint}"\n', watch='verify = "readback"'))
+        home.land("reads", CONTENT)
+        service.until_done(1)  # fails when one is parked
+        until(lambda: [delivery.replaced for delivery in service.deliveries("reads")] == [True, False])
+        assert proxy.count("DeleteObject") >= 1
+    assert bucket.objects() == {"reads": len(newer)}
+    assert bucket.content("reads") == newer
+    is_calm(service.log)
 
 
 @contextmanager

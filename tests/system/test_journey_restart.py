@@ -102,6 +102,8 @@ def test_sigterm_while_thousands_wait_keeps_them_all(home: Home, serve: Serve) -
 
 _MOST_AHEAD = 300
 """Files that land before the service has sent as many: it always has something to do, and can come to an end."""
+_PATIENCE = 300.0
+"""Seconds for a start or a first delivery: what is tested is not how fast a busy machine is."""
 
 
 class Producer(threading.Thread):
@@ -179,7 +181,7 @@ def test_sigkill_at_ten_random_instants(home: Home, serve: Serve, bucket: Bucket
 
 
 @pytest.mark.soak
-@pytest.mark.timeout(7200)
+@pytest.mark.timeout(4 * 3600)
 def test_sigkill_at_500_random_instants(home: Home, serve: Serve, bucket: Bucket) -> None:
     kill_at_random(home, serve, bucket, 500)
 
@@ -200,16 +202,16 @@ def kill_at_random(home: Home, serve: Serve, bucket: Bucket, times: int) -> None
     try:
         for number in range(times):
             if number % 2:  # else each kill could come before the first delivery of a run, on a slow machine
-                until(lambda: service.states()[State.DONE] > producer.sent, 60, "a delivery")
+                until(lambda: service.states()[State.DONE] > producer.sent, _PATIENCE, "a delivery")
             time.sleep(chance.uniform(0.1, 2.5))  # the instant of the kill is what is tested
             assert service.running, f"it ended by itself:\n{service.log}"
             service.kill()
-            service.start()
+            service.start(_PATIENCE)
             producer.sent = service.states()[State.DONE]
         producer.stop.set()
         producer.join()
         expected = producer.landed
-        service.until_done(len(expected), 200 + times)
+        service.until_done(len(expected), _PATIENCE + times)
     finally:
         producer.stop.set()
         reader.stop.set()

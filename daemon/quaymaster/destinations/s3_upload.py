@@ -170,8 +170,7 @@ class S3Upload:
     def _open(self) -> None:
         """Find out what there is already, and begin or go on."""
         present = self._tried(lambda: self.objects.head(self.put.key))
-        old = self.put.replace
-        self._taken = present is not None and (old is None or present.etag != old.etag)
+        self._taken = present is not None and not self._is_older(present)
         if self.put.resume:
             told = json.loads(self.put.resume)
             self._begun, self._upload_id, self._token = True, told["upload_id"], told["claim"]
@@ -350,10 +349,12 @@ class S3Upload:
                 present = self._tried(lambda: self.objects.head(self.put.key))
                 if present is None and old is not None:
                     old = None  # ours was removed meanwhile: nothing is in the way, and nothing gets overwritten
-                elif present is not None and not (old and present.etag == old.etag):
+                elif present is not None and not self._is_older(present):
                     return self._adopted(present, expected) or self._refuse(present)
                 elif attempt == TRIES:
                     raise Unreachable(f"Another writer keeps {self._where} busy", "It is tried again") from error
+                elif present is not None:
+                    old = self.put.replace  # it is there: an answer that it was gone came from a bucket that was away
                 self._pause(attempt, error)
             except IntegrityError as error:
                 if attempt == TRIES:
@@ -369,6 +370,10 @@ class S3Upload:
             else:
                 return self._proven(answer, expected)
         raise Unreachable(f"Another writer keeps {self._where} busy", "It is tried again")
+
+    def _is_older(self, present: Stored) -> bool:
+        """Whether it is the object that is to be replaced, as it was."""
+        return self.put.replace is not None and present.etag == self.put.replace.etag
 
     def _alone(self, old: Stored | None) -> AbstractContextManager[None]:
         if not (self._upload_id and self.plan.claims):
