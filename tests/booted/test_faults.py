@@ -30,7 +30,7 @@ class Hanging:
 
 @contextmanager
 def third_part_hangs(machine: Machine, seaweed: Seaweed) -> Iterator[Hanging]:
-    """The service delivers to S3, one part at a time, and the third one of the next upload gets no answer."""
+    """The service delivers to S3, one part at a time, and the third part gets no answer until ``over``."""
     seaweed.make_bucket(BUCKET)
     with FaultProxy(seaweed.http_endpoint) as proxy:
         begun, over = threading.Event(), threading.Event()
@@ -39,7 +39,8 @@ def third_part_hangs(machine: Machine, seaweed: Seaweed) -> Iterator[Hanging]:
             begun.set()
             over.wait(120)
 
-        proxy.inject("UploadPart", request=hangs, only=lambda request: request.query["partNumber"] == ["3"])
+        third = lambda request: request.query["partNumber"] == ["3"]  # noqa: E731
+        proxy.inject("UploadPart", request=hangs, times=100, only=third)
         machine.configure(
             'destinations = ["s3"]',
             f'[destination.s3]\ntype = "s3"\nbucket = "{BUCKET}"\nendpoint_url = "{proxy.endpoint}"\n'
