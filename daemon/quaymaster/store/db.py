@@ -26,7 +26,7 @@ FILE_NAME = "quaymaster.db"
 _BATCH = 1000  # writers committed together; bounds how long one commit holds the lock
 _BUSY_SECONDS = 20.0
 _CLOSE_SECONDS = 5.0  # that closing waits for those who are reading or writing
-_READER_CACHE_KIB = 256  # of each thread's connection: there are many, and the kernel caches the file anyhow
+_READER_CACHE_KIB = 256  # of each connection: there may be many, and the kernel caches the file anyhow
 DAMAGED = (
     "Nothing was changed. Stop the service and restore a backup, or run quaymaster rebuild: it keeps the damaged file, "
     "carries over what can be read and asks the destinations for the rest"
@@ -44,7 +44,7 @@ class _Entry:
 
 
 class _Reader:
-    """A thread's connection for reading. Who uses it has the lock: SQLite crashes when a connection is closed beneath
+    """A connection for reading. Who uses it has the lock: SQLite crashes when a connection is closed beneath
     a thread that is in it."""
 
     __slots__ = ("connection", "lock")
@@ -55,7 +55,8 @@ class _Reader:
 
 
 class Database:
-    """One database file: a connection for writing, shared under group commit, and one a thread for reading."""
+    """One database file: a connection for writing, shared under group commit, and as many for reading as there were
+    ever readers at once. None belongs to a thread: many threads live for one file alone."""
 
     def __init__(self, directory: str, *, create: bool = False) -> None:
         """Open ``directory``/quaymaster.db, migrating an older one; ``create`` makes a missing one (and the
@@ -64,8 +65,8 @@ class Database:
         self._pending: list[_Entry] = []
         self._pending_lock = threading.Lock()
         self._writer_lock = threading.Lock()
-        self._readers = threading.local()
-        self._all_readers: list[_Reader] = []
+        self._idle: list[_Reader] = []
+        self._readers: list[_Reader] = []
         self._closed = False
         if create:
             _make_directory(directory)
@@ -132,10 +133,8 @@ class Database:
     @contextmanager
     def read(self) -> Iterator[Transaction]:
         """A consistent view for reading; sees every commit made before it began."""
-        reader: _Reader | None = getattr(self._readers, "reader", None)
         with _mapped(self.path):
-            if reader is None:
-                reader = self._new_reader()
+            reader = self._idle_reader() or self._new_reader()
             with reader.lock:
                 self._require_open()
                 connection = reader.connection
@@ -145,14 +144,22 @@ class Database:
                 finally:
                     if connection.in_transaction:
                         connection.execute("COMMIT")
+                    self._idle.append(reader)
+
+    def _idle_reader(self) -> _Reader | None:
+        """The one that was used last, whose cache is warm."""
+        try:
+            return self._idle.pop()
+        except IndexError:
+            return None
 
     def _new_reader(self) -> _Reader:
         self._require_open()
         connection = self._connect()
         connection.execute("PRAGMA query_only = ON")
         connection.execute(f"PRAGMA cache_size = -{_READER_CACHE_KIB}")
-        reader = self._readers.reader = _Reader(connection)
-        self._all_readers.append(reader)
+        reader = _Reader(connection)
+        self._readers.append(reader)
         return reader
 
     def _require_open(self) -> None:
@@ -170,7 +177,7 @@ class Database:
         after some seconds stays open."""
         self._closed = True
         end = time.monotonic() + _CLOSE_SECONDS
-        used = [(each.lock, each.connection) for each in self._all_readers]
+        used = [(each.lock, each.connection) for each in self._readers]
         for lock, connection in [*used, (self._writer_lock, self._writer)]:
             if lock.acquire(timeout=max(0.0, end - time.monotonic())):
                 with suppress(sqlite3.Error):

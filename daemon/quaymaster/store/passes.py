@@ -54,8 +54,9 @@ def unknown(t: Transaction, watch: str, rows: Sequence[Row], *, inodes: bool = T
     within = (found[0], min(rows)[0], max(rows)[0])
     columns, where = "SELECT path, inode, size, mtime_ns FROM jobs", "WHERE watch_id = ? AND path BETWEEN ? AND ?"
     fresh.difference_update(cursor.execute(f"{columns} {where}", within))
-    taken_back = cursor.execute(f"{columns} NOT INDEXED {where} AND state = 'superseded'", within).fetchall()
-    if taken_back:
+    superseded = "SELECT jobs FROM tallies WHERE watch_id = ? AND state = 'superseded'"
+    if cursor.execute(superseded, within[:1]).fetchone() != (0,):  # else all rows need not be read for them
+        taken_back = cursor.execute(f"{columns} NOT INDEXED {where} AND state = 'superseded'", within).fetchall()
         fresh.update(set(rows).intersection(taken_back))
     if not fresh:
         return []
