@@ -7,12 +7,11 @@ committed together (group commit).
 
 from __future__ import annotations
 
-import importlib.resources
 import os
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
@@ -255,25 +254,25 @@ def _migrate(connection: sqlite3.Connection, steps: list[str]) -> None:
     connection.execute("BEGIN IMMEDIATE")
     # Another process may have migrated while this one waited for the lock.
     version = connection.execute("PRAGMA user_version").fetchone()[0]
-    for number, script in enumerate(steps[version:], start=version + 1):
-        for statement in _statements(script):
-            connection.execute(statement)
+    for number, step in enumerate(steps[version:], start=version + 1):
+        with open(step, encoding="utf-8") as script:
+            for statement in _statements(script):
+                connection.execute(statement)
         connection.execute(f"PRAGMA user_version = {number}")
     connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
     connection.execute("COMMIT")
 
 
 def _migrations() -> list[str]:
-    folder = importlib.resources.files("quaymaster.store").joinpath("migrations")
-    return [
-        item.read_text("utf-8") for item in sorted(folder.iterdir(), key=lambda i: i.name) if item.name.endswith(".sql")
-    ]
+    """Their files, in order. importlib.resources would know them too, but takes as long as the rest of this room."""
+    folder = os.path.join(os.path.dirname(__file__), "migrations")
+    return [os.path.join(folder, name) for name in sorted(os.listdir(folder)) if name.endswith(".sql")]
 
 
-def _statements(script: str) -> Iterator[str]:
+def _statements(script: Iterable[str]) -> Iterator[str]:
     # executescript() would commit first, and a migration must be one transaction.
     statement = ""
-    for line in script.splitlines(keepends=True):
+    for line in script:
         statement += line
         if sqlite3.complete_statement(statement):
             yield statement
