@@ -345,6 +345,7 @@ def test_a_directory_without_permission_is_permission_denied(place: DirectoryPla
         (errno.ESTALE, Unreachable),
         (errno.ETIMEDOUT, Unreachable),
         (errno.EHOSTDOWN, Unreachable),
+        (errno.EMFILE, Unreachable),
         (errno.EROFS, PermissionDenied),
         (errno.ENAMETOOLONG, NameRefused),
     ],

@@ -78,6 +78,7 @@ def _disk_error(error: OSError, where: str) -> TransferError:
             errno.EIO | errno.ESTALE | errno.ETIMEDOUT | errno.EHOSTDOWN | errno.EHOSTUNREACH | errno.ENETUNREACH
             | errno.ENOENT | errno.EBUSY | errno.EAGAIN | errno.ENODEV | errno.ENXIO | errno.EREMOTEIO
             | errno.ECONNREFUSED | errno.ECONNRESET | errno.ENOTCONN | errno.ESHUTDOWN
+            | errno.EMFILE | errno.ENFILE | errno.ENOMEM  # of this process or machine, and over when others let go
         ):  # fmt: skip
             return Unreachable(f"{where} cannot be reached now ({reason})", "It is tried again; look at the mount")
         case _:

@@ -167,6 +167,8 @@ def unchanged(note: Note, scope: Mapping[str, Narrow]) -> Summary | None:
     began = time.monotonic()
     if not set(scope) <= set(note.watches):
         return None
+    import quaymaster.store  # noqa: F401  # before there are two who need it
+
     middles = {name: _middle(note.watches[name]["path"]) for name in scope}
     with _helper(note, scope, middles) as of_helper:
         mine = _known(note, scope, {name: (b"", middle) for name, middle in middles.items()})

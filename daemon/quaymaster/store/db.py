@@ -7,12 +7,11 @@ committed together (group commit).
 
 from __future__ import annotations
 
-import importlib.resources
 import os
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
@@ -26,7 +25,7 @@ FILE_NAME = "quaymaster.db"
 _BATCH = 1000  # writers committed together; bounds how long one commit holds the lock
 _BUSY_SECONDS = 20.0
 _CLOSE_SECONDS = 5.0  # that closing waits for those who are reading or writing
-_READER_CACHE_KIB = 256  # of each thread's connection: there are many, and the kernel caches the file anyhow
+_READER_CACHE_KIB = 256  # of each connection: there may be many, and the kernel caches the file anyhow
 DAMAGED = (
     "Nothing was changed. Stop the service and restore a backup, or run quaymaster rebuild: it keeps the damaged file, "
     "carries over what can be read and asks the destinations for the rest"
@@ -44,7 +43,7 @@ class _Entry:
 
 
 class _Reader:
-    """A thread's connection for reading. Who uses it has the lock: SQLite crashes when a connection is closed beneath
+    """A connection for reading. Who uses it has the lock: SQLite crashes when a connection is closed beneath
     a thread that is in it."""
 
     __slots__ = ("connection", "lock")
@@ -55,7 +54,8 @@ class _Reader:
 
 
 class Database:
-    """One database file: a connection for writing, shared under group commit, and one a thread for reading."""
+    """One database file: a connection for writing, shared under group commit, and as many for reading as there were
+    ever readers at once. None belongs to a thread: many threads live for one file alone."""
 
     def __init__(self, directory: str, *, create: bool = False) -> None:
         """Open ``directory``/quaymaster.db, migrating an older one; ``create`` makes a missing one (and the
@@ -64,8 +64,8 @@ class Database:
         self._pending: list[_Entry] = []
         self._pending_lock = threading.Lock()
         self._writer_lock = threading.Lock()
-        self._readers = threading.local()
-        self._all_readers: list[_Reader] = []
+        self._idle: list[_Reader] = []
+        self._readers: list[_Reader] = []
         self._closed = False
         if create:
             _make_directory(directory)
@@ -132,10 +132,8 @@ class Database:
     @contextmanager
     def read(self) -> Iterator[Transaction]:
         """A consistent view for reading; sees every commit made before it began."""
-        reader: _Reader | None = getattr(self._readers, "reader", None)
         with _mapped(self.path):
-            if reader is None:
-                reader = self._new_reader()
+            reader = self._idle_reader() or self._new_reader()
             with reader.lock:
                 self._require_open()
                 connection = reader.connection
@@ -145,14 +143,22 @@ class Database:
                 finally:
                     if connection.in_transaction:
                         connection.execute("COMMIT")
+                    self._idle.append(reader)
+
+    def _idle_reader(self) -> _Reader | None:
+        """The one that was used last, whose cache is warm."""
+        try:
+            return self._idle.pop()
+        except IndexError:
+            return None
 
     def _new_reader(self) -> _Reader:
         self._require_open()
         connection = self._connect()
         connection.execute("PRAGMA query_only = ON")
         connection.execute(f"PRAGMA cache_size = -{_READER_CACHE_KIB}")
-        reader = self._readers.reader = _Reader(connection)
-        self._all_readers.append(reader)
+        reader = _Reader(connection)
+        self._readers.append(reader)
         return reader
 
     def _require_open(self) -> None:
@@ -170,7 +176,7 @@ class Database:
         after some seconds stays open."""
         self._closed = True
         end = time.monotonic() + _CLOSE_SECONDS
-        used = [(each.lock, each.connection) for each in self._all_readers]
+        used = [(each.lock, each.connection) for each in self._readers]
         for lock, connection in [*used, (self._writer_lock, self._writer)]:
             if lock.acquire(timeout=max(0.0, end - time.monotonic())):
                 with suppress(sqlite3.Error):
@@ -248,25 +254,25 @@ def _migrate(connection: sqlite3.Connection, steps: list[str]) -> None:
     connection.execute("BEGIN IMMEDIATE")
     # Another process may have migrated while this one waited for the lock.
     version = connection.execute("PRAGMA user_version").fetchone()[0]
-    for number, script in enumerate(steps[version:], start=version + 1):
-        for statement in _statements(script):
-            connection.execute(statement)
+    for number, step in enumerate(steps[version:], start=version + 1):
+        with open(step, encoding="utf-8") as script:
+            for statement in _statements(script):
+                connection.execute(statement)
         connection.execute(f"PRAGMA user_version = {number}")
     connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
     connection.execute("COMMIT")
 
 
 def _migrations() -> list[str]:
-    folder = importlib.resources.files("quaymaster.store").joinpath("migrations")
-    return [
-        item.read_text("utf-8") for item in sorted(folder.iterdir(), key=lambda i: i.name) if item.name.endswith(".sql")
-    ]
+    """Their files, in order. importlib.resources would know them too, but takes as long as the rest of this room."""
+    folder = os.path.join(os.path.dirname(__file__), "migrations")
+    return [os.path.join(folder, name) for name in sorted(os.listdir(folder)) if name.endswith(".sql")]
 
 
-def _statements(script: str) -> Iterator[str]:
+def _statements(script: Iterable[str]) -> Iterator[str]:
     # executescript() would commit first, and a migration must be one transaction.
     statement = ""
-    for line in script.splitlines(keepends=True):
+    for line in script:
         statement += line
         if sqlite3.complete_statement(statement):
             yield statement

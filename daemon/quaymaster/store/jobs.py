@@ -20,6 +20,9 @@ from quaymaster.model import FileVersion, Identity, Job, Stage, State
 from quaymaster.store.db import Transaction
 from quaymaster.store.turns import Queue, choose
 
+HELD = "state IN ('running', 'parked')"
+"""In the words of the index jobs_held."""
+
 _COLUMNS = """path, inode, size, mtime_ns, state, stage, attempts, strikes, retry_at, error_code, error, queued_at,
     started_at, ended_at, checkpoint"""
 _SELECT = f"SELECT jobs.id, watches.name, {_COLUMNS} FROM jobs JOIN watches ON watches.id = jobs.watch_id"
@@ -409,7 +412,7 @@ def _where(which: Filter) -> tuple[str, list[Any]]:
         values += [state.value for state in which.states]
         # The conditions of partial indexes, which SQLite uses only where it finds them again in these words.
         if set(which.states) <= {State.RUNNING, State.PARKED}:
-            parts.append("state IN ('running', 'parked')")
+            parts.append(HELD)
         elif set(which.states) <= {State.WAITING, State.PARKED}:
             parts.append("state IN ('waiting', 'parked')")
     if which.watch:

@@ -52,6 +52,27 @@ def test_what_was_acknowledged_before_sigkill_is_there_after_it(tmp_path: Path) 
         assert len(numbers) >= acknowledged
 
 
+def test_threads_that_come_and_go_leave_no_open_files(tmp_path: Path) -> None:
+    """Of a file with two destinations two threads end with it: a day of such files must not end in EMFILE."""
+    store = Store(str(tmp_path), create=True)
+    store.custody_entry()
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(50):
+        thread = threading.Thread(target=store.custody_entry)
+        thread.start()
+        thread.join()
+    assert len(os.listdir("/proc/self/fd")) == before
+    store.close()
+
+
+def test_a_reader_may_read_while_it_reads(tmp_path: Path) -> None:
+    store = Store(str(tmp_path), create=True)
+    store.note("started", {})
+    store.note("stopped", {})
+    assert [store.custody_entry(entry.seq) for entry in store.custody()] == list(store.custody())
+    store.close()
+
+
 def test_every_commit_is_flushed_to_the_disk(tmp_path: Path) -> None:
     store = Store(str(tmp_path), create=True)
     with store._db.read() as t:
