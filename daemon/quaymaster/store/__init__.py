@@ -53,6 +53,8 @@ __all__ = [
 ]
 
 HEAD_FILE = "custody-head"
+_STEERED_AT_ONCE = 500
+"""Jobs that an operator's word changes in one commit."""
 _SET_BACK = 1.0
 """Seconds by which the wall clock falls behind the monotonic one when it is said to have been set back."""
 
@@ -633,30 +635,37 @@ class Store:
     def retry(self, which: Filter, by: str = "operator") -> list[int]:
         """Run waiting, parked or dropped jobs now; their numbers."""
 
-        def act(t: Any) -> list[int]:
-            chosen = jobs.find(t, which)
-            ids = jobs.retry(t, which)
-            affected = set(ids)
+        def act(t: Any, chosen: Sequence[Job], some: Filter) -> list[int]:
+            ids = jobs.retry(t, some)
             for job in chosen:
-                if job.id in affected:
+                if job.id in ids:
                     self._note(t, "retried", job, {"by": by})
             return ids
 
-        return self._db.write(act)
+        return self._some_at_a_time(which, act)
 
     def drop(self, which: Filter, by: str = "operator") -> list[int]:
         """Give queued, waiting or parked jobs up; their numbers. Sources stay where they are."""
 
-        def act(t: Any) -> list[int]:
-            chosen = jobs.find(t, which)
-            ids = jobs.drop(t, which, self._clock())
-            affected = set(ids)
+        def act(t: Any, chosen: Sequence[Job], some: Filter) -> list[int]:
+            ids = jobs.drop(t, some, self._clock())
             for job in chosen:
-                if job.id in affected:
+                if job.id in ids:
                     self._note(t, "dropped", job, {"by": by, "code": job.error_code})
             return ids
 
-        return self._db.write(act)
+        return self._some_at_a_time(which, act)
+
+    def _some_at_a_time(self, which: Filter, act: Callable[[Any, Sequence[Job], Filter], list[int]]) -> list[int]:
+        """``act`` on the jobs that are chosen now, in commits of some of them each: however many they are, a service
+        that runs is never kept from its queue for long."""
+        with self._db.read() as t:
+            numbers = [job.id for job in jobs.find(t, which)]
+        done: list[int] = []
+        for start in range(0, len(numbers), _STEERED_AT_ONCE):
+            some = replace(which, ids=tuple(numbers[start : start + _STEERED_AT_ONCE]))
+            done += self._db.write(lambda t, some=some: act(t, jobs.find(t, some), some))  # type: ignore[misc]
+        return done
 
     # -- what the service says of itself --
 
