@@ -532,6 +532,27 @@ def test_with_a_c_library_without_renameat2(place: DirectoryPlace, monkeypatch: 
     assert content(destination, deliver(destination, "a", b"abc")) == b"abc"
 
 
+@pytest.mark.parametrize("found", ["in the way", "when asked"])
+def test_a_copy_that_was_found_there_is_on_the_disk_before_it_counts(
+    place: DirectoryPlace, monkeypatch: pytest.MonkeyPatch, found: str
+) -> None:
+    """Whoever wrote it may not have seen to that: another program, or a run that was killed before it could."""
+    destination, target = place.make(), Path(place.path) / "a"
+    target.write_bytes(bytes_of(70_000))
+    synced, real = set[int](), os.fsync
+
+    def sync(descriptor: int) -> None:
+        real(descriptor)
+        synced.add(os.fstat(descriptor).st_ino)
+
+    monkeypatch.setattr(os, "fsync", sync)
+    if found == "in the way":
+        deliver(destination, "a", bytes_of(70_000))
+    else:
+        assert destination.holding("a", digests_of(bytes_of(70_000)))
+    assert {target.stat().st_ino, target.parent.stat().st_ino} <= synced
+
+
 @pytest.mark.parametrize("asked", ["replace", "holding"])
 def test_a_bit_that_flips_while_a_copy_of_ours_is_looked_at_does_not_make_it_a_foreign_one(
     ext4: DirectoryPlace, monkeypatch: pytest.MonkeyPatch, asked: str

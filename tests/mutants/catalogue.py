@@ -28,6 +28,7 @@ _KILL = "system/test_campaign_kill.py"
 _DISK = "system/test_campaign_disk.py::test_a_place_that_keeps_failing"
 _S3 = "contract/test_s3_faults.py"
 _WEATHER = "system/test_campaign_s3.py::test_a_minute_of_bad_weather"
+_POWER = "system/test_power_cut.py::test_nothing_is_lost_wherever_the_power_fails"
 _LINKS = "system/test_campaign_hostile.py"
 _FLOODS = "system/test_campaign_floods.py"
 _OUTAGES = "system/test_outages.py"
@@ -54,9 +55,10 @@ MUTANTS = (
         "kill-forgets-aside",
         "a source that was set aside before a kill is taken for gone",
         "pipeline/dispose.py",
-        "if _exists(directory, aside):  # a restart: it was set aside before\n            return True",
-        "if _exists(directory, aside):\n            return False",
-        (f"{_KILL}::test_sigkill_at_a_third_of_all_steps",),
+        "            if not (_exists(directory, name) and _same_file(directory, aside, name)):\n"
+        "                return True",
+        "            if True:\n                return False",
+        (f"{_KILL}::test_a_source_that_was_set_aside_before_a_kill_is_disposed_of_once",),
     ),
     Mutant(
         "kill-visible-while-written",
@@ -66,6 +68,42 @@ MUTANTS = (
         "        self._file = os.open(self._part, disk.NEW_FLAGS, 0o600, dir_fd=directory)\n"
         "        os.link(self._part, place.leaf, src_dir_fd=directory, dst_dir_fd=directory)\n",
         ("system/test_journey_restart.py::test_sigkill_at_ten_random_instants",),
+    ),
+    # power cut
+    Mutant(
+        "power-unsynced-commits",
+        "a commit does not wait for the disk",
+        "store/db.py",
+        'connection.execute("PRAGMA synchronous = FULL")',
+        'connection.execute("PRAGMA synchronous = OFF")',
+        (_POWER,),
+    ),
+    Mutant(
+        "power-unsynced-copies",
+        "a copy is recorded before its name is on the disk",
+        "destinations/directory_upload.py",
+        "            disk.sync_directory(self._directory)\n",
+        "",
+        (_POWER,),
+    ),
+    # real NFS
+    Mutant(
+        "nfs-overwrites",
+        "a copy gets its name whether it is taken or not",
+        "destinations/disk.py",
+        "            os.link(part, leaf, src_dir_fd=directory, dst_dir_fd=directory, follow_symlinks=False)\n"
+        "        except OSError as error:\n            if error.errno not in _NO_LINKS:\n",
+        '            os.rename(part, leaf, src_dir_fd=directory, dst_dir_fd=directory)\n            return "link"\n'
+        "        except OSError as error:\n            if error.errno not in _NO_LINKS:\n",
+        ("network/test_nfs_destination.py::test_two_hosts_that_publish_the_same_names_at_once",),
+    ),
+    Mutant(
+        "nfs-trusts-inotify",
+        "inotify is trusted on a network share",
+        "intake/mounts.py",
+        "        return self.filesystem.inotify and not self.blind\n",
+        "        return True\n",
+        ("network/test_nfs_source.py::test_what_lands_on_the_server_is_noticed_by_polling_and_arrives_once",),
     ),
     # filesystems that fail
     Mutant(
@@ -232,5 +270,22 @@ MUTANTS = (
         "                raise _limit(code, self.directories)\n",
         "                return True\n",
         (f"{_FLOODS}::test_directories_beyond_the_limit_of_watches_are_polled",),
+    ),
+    # a clock that jumps
+    Mutant(
+        "clock-believed",
+        "the age of a file is believed after the clock was set",
+        "intake/attend.py",
+        "            self._jumped = True\n",
+        "            pass\n",
+        (f"{_FLOODS}::test_a_clock_that_is_set_by_days_neither_ships_early_nor_stalls",),
+    ),
+    Mutant(
+        "clock-awaited",
+        "jobs wait for a time that the clock has come from",
+        "store/__init__.py",
+        "        if ahead < self._ahead - _SET_BACK:\n",
+        "        if False:\n",
+        (f"{_FLOODS}::test_a_clock_that_is_set_by_days_does_not_put_off_the_next_try",),
     ),
 )

@@ -18,6 +18,7 @@ TESTS = Path(__file__).parents[1]
 PACKAGE = TESTS.parent / "daemon" / "quaymaster"
 _LONGEST = 1200.0
 """Seconds for the tests of one mutant."""
+_left_out = shutil.ignore_patterns(".*", "__pycache__", "dist", "build")
 _OPTIONS = ("-q", "-x", "-p", "no:cacheprovider", "--tb=short", "-o", f"timeout={_LONGEST:.0f}")
 
 sys.path[:0] = [str(TESTS)]
@@ -36,15 +37,15 @@ def run(mutant: Mutant) -> tuple[bool, str]:
     """Whether its tests fail, and what they say."""
     text = broken(mutant)
     with tempfile.TemporaryDirectory(prefix="quaymaster-mutant-") as folder:
-        copy = Path(folder) / "daemon" / PACKAGE.name
-        shutil.copytree(PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__"))
-        (copy / mutant.module).write_text(text)
-        tests = [each if each.startswith("-") or " " in each else str(TESTS / each) for each in mutant.tests]
+        copy = Path(folder) / "checkout"  # with the tests: guests with a kernel of their own run what is beside them
+        shutil.copytree(TESTS.parent, copy, ignore=_left_out, symlinks=True)
+        (copy / PACKAGE.relative_to(TESTS.parent) / mutant.module).write_text(text)
+        tests = [each if each.startswith("-") or " " in each else f"tests/{each}" for each in mutant.tests]
         try:
             done = subprocess.run(
                 [*(sys.executable, "-m", "pytest", *_OPTIONS, f"--basetemp={folder}/tests"), *tests],
-                cwd=TESTS.parent,
-                env={**os.environ, "PYTHONPATH": str(copy.parent)},
+                cwd=copy,
+                env={**os.environ, "PYTHONPATH": str(copy / "daemon")},
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
                 text=True,

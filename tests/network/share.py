@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from servers.uml import PYTHON, SHARE, Machine
+from servers.uml import ENVIRONMENT, PYTHON, SHARE, Machine
 from system.service import until
 
 EXPORT = "/srv"
@@ -102,7 +102,7 @@ class GuestService:
         (machine.share / f"{name}.toml").write_text(text + '[limits]\nstaging_free = "1MiB"\n' + config)
         machine.check(f"mkdir -p {self._folder}/staging && cp {SHARE}/{name}.toml {self._folder}/config.toml")
         run = f"exec {PYTHON} -m quaymaster run --config {self._folder}/config.toml >{self._folder}/log 2>&1"
-        self._running = machine.begin(f"echo $$ >{self._folder}/pid; {run}")
+        self._running = machine.begin(f"echo $$ >{self._folder}/pid; {run}", environment=ENVIRONMENT)
         try:
             until(lambda: "watches" in self.log, 60, "the service is up")
         except AssertionError:
@@ -116,7 +116,8 @@ class GuestService:
     def cli(self, *arguments: str) -> Any:
         """What a command prints with --json, whatever its exit status."""
         done = self._machine.run(
-            [PYTHON, "-m", "quaymaster", *arguments, "--json", "--config", f"{self._folder}/config.toml"]
+            [PYTHON, "-m", "quaymaster", *arguments, "--json", "--config", f"{self._folder}/config.toml"],
+            environment=ENVIRONMENT,
         )
         assert done.out.strip(), f"{arguments}: status {done.status}: {done.err}\n{self.log}"
         return json.loads(done.out)

@@ -34,11 +34,13 @@ CACHE = Path(os.environ.get("QUAYMASTER_CACHE", "/var/cache/quaymaster-build"))
 _PACKAGES = (
     "user-mode-linux,nfs-kernel-server,nfs-common,kmod,python3,e2fsprogs,iproute2,procps,dmsetup,libsystemd0,zstd"
 )
-# The virtualenv's interpreter may be one of this host's own: then the guests see that too.
-_SAME_PATHS = (str(CHECKOUT), *((sys.base_prefix,) if sys.base_prefix != "/usr" else ()))
+# The virtualenv may be that of another checkout, and its interpreter one of this host's own: the guests see these too.
+_SAME_PATHS = tuple(dict.fromkeys(path for path in (str(CHECKOUT), sys.prefix, sys.base_prefix) if path != "/usr"))
 SHARE = "/share"
 PYTHON = sys.executable
 """Of the virtualenv: the same path in the guests."""
+ENVIRONMENT = {"PYTHONPATH": f"{CHECKOUT}/daemon:{CHECKOUT}/tests", "PYTHONDONTWRITEBYTECODE": "1"}
+"""For Python in a guest: this checkout's code, whatever the virtualenv has."""
 _BUILD_SECONDS = 300.0
 _BOOT_SECONDS = 60.0
 

@@ -152,6 +152,11 @@ class Campaign:
         if stopped is not None:
             stopped.terminate()
             time.sleep(self.chance.uniform(0.1, 1))
+            stopped.kill()
+            with suppress(subprocess.TimeoutExpired):
+                stopped.wait(5)
+            if stopped.poll() is None:  # it waits for a disk that hangs: not even SIGKILL ends that
+                self.filesystem.fail()
             self.service.kill()
         with self.service.log_file.open("ab") as log:
             started = subprocess.Popen(

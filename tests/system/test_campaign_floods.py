@@ -158,15 +158,17 @@ JUMPING = [sys.executable, "-m", "system.clock_jumps"]
 TESTS = str(Path(__file__).parent.parent)
 
 
-@pytest.mark.parametrize("days", [2, -2])
-def test_a_clock_that_is_set_by_days_neither_ships_early_nor_stalls(home: Home, days: int) -> None:
-    """A file that is being written is not taken for an old one, and one that settles does so in its own time."""
-    service = Jumping(home.config('settle = "2s"\nsettle_closed = "2s"\nrescan_interval = "1s"'), home.folder)
+@pytest.mark.parametrize(("days", "mode"), [(2, "inotify"), (-2, "inotify"), (2, "poll")])
+def test_a_clock_that_is_set_by_days_neither_ships_early_nor_stalls(home: Home, days: int, mode: str) -> None:
+    """A file that is being written is not taken for an old one, and one that settles does so in its own time: also
+    when only scans find it, and nothing but its time tells how old it is."""
+    times = 'settle = "2s"\nsettle_closed = "2s"\nrescan_interval = "1s"\npoll_interval = "0.2s"\n'
+    service = Jumping(home.config(f'{times}mode = "{mode}"'), home.folder)
     try:
         service.launch()
-        until(lambda: service.lines("watches 1 directory"))
+        until(lambda: service.lines("watches 1 directory"), 60)
         home.land("before", b"before the jump")
-        until(lambda: service.states()[State.DONE] == 1)
+        until(lambda: service.states()[State.DONE] == 1, 60)
         half = home.landing / "half"
         with half.open("wb") as file:
             file.write(b"one half, ")
@@ -176,15 +178,18 @@ def test_a_clock_that_is_set_by_days_neither_ships_early_nor_stalls(home: Home, 
             time.sleep(0.5)  # it has been noticed, and settles
             service.set_clock(days * DAY)
             home.land("with", b"landed with the jump: the service looks what is due")
-            until(lambda: (home.archive / "during").exists())
+            landed_with = time.monotonic()
+            until(lambda: (home.archive / "during").exists(), 60)
             assert time.monotonic() - landed >= 1.9, "shipped before it had settled"
+            until(lambda: (home.archive / "with").exists(), 60)
+            assert time.monotonic() - landed_with >= 1.9, "shipped before it had settled"
             assert not (home.archive / "half").exists(), "shipped while it was being written"
             service.set_clock(0)
             home.land("after", b"landed with the jump back")
-            until(lambda: (home.archive / "after").exists())
+            until(lambda: (home.archive / "after").exists(), 60)
             assert not (home.archive / "half").exists(), "shipped while it was being written"
             file.write(b"the other half")
-        until(lambda: service.states()[State.DONE] == 5)
+        until(lambda: service.states()[State.DONE] == 5, 60)
         arrived = home.arrived()
         assert arrived[b"half"] == b"one half, the other half"
         assert sorted(arrived) == [b"after", b"before", b"during", b"half", b"with"]
@@ -205,12 +210,12 @@ def test_a_clock_that_is_set_by_days_does_not_put_off_the_next_try(home: Home, d
         service = Jumping(home.config(), home.folder)
         try:
             service.launch()
-            until(lambda: service.lines("watches 1 directory"))
+            until(lambda: service.lines("watches 1 directory"), 60)
             home.land("a", b"content")
-            until(lambda: service.lines("Next try in"))
+            until(lambda: service.lines("Next try in"), 60)
             service.set_clock(days * DAY)
             filesystem.fail()
-            until(lambda: service.states()[State.DONE] == 1)
+            until(lambda: service.states()[State.DONE] == 1, 60)
             service.stop()
             is_calm(service.log)
         finally:

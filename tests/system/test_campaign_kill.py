@@ -132,9 +132,9 @@ class Campaign:
     def finish(self) -> None:
         """Without faults everything comes to its end."""
         with self.service:
-            until(self.is_idle, 300, f"idle:\n{self.service.log[-3000:]}")
+            until(self.is_idle, 200, f"idle:\n{self.service.log[-3000:]}")
             with self.service.store() as store:
-                until(lambda: not store.uploads(), 300, "nothing is left to abort")
+                until(lambda: not store.uploads(), 200, "nothing is left to abort")
 
     def check(self) -> None:
         expected = {f"{watch}/{name}": digest for (watch, name), digest in self.landed.items()}
@@ -228,6 +228,14 @@ def test_a_copy_whose_record_was_cut_off_is_known_to_be_ours(campaign: Campaign,
         until(lambda: service.deliveries("changing"), 60, service.log)
         (found, *_) = service.deliveries("changing")
         assert found.proof.source.sha256 == sha256(b"first")
+
+
+def test_a_source_that_was_set_aside_before_a_kill_is_disposed_of_once(campaign: Campaign) -> None:
+    campaign.write("landing", "a", b"content")
+    assert campaign.kill_at("rename in _set_aside", "after")
+    campaign.no_source_is_gone_without_proof()
+    campaign.finish()
+    campaign.check()
 
 
 @pytest.mark.soak

@@ -269,7 +269,7 @@ class Campaign:
         """How often jobs have failed, by error; never by a conflict, since nobody else writes there."""
         failures: Counter[str] = Counter()
         with self.service.store() as store:
-            for entry in store.custody():
+            for entry in list(store.custody()):
                 fields: dict[str, Any] = entry.fields
                 if fields["kind"] in (State.WAITING, State.PARKED):
                     failures[fields["code"]] += 1

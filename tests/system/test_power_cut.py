@@ -22,11 +22,10 @@ from typing import Any
 
 import pytest
 
-from servers.uml import CHECKOUT, PYTHON, SHARE, CannotHave, Machine, root
+from servers.uml import CHECKOUT, ENVIRONMENT, PYTHON, SHARE, CannotHave, Machine, root
 from system.power import FILESYSTEM_SIZE, FILESYSTEMS, LOG_SIZE, Disk, content, entries
 
 GUEST = [PYTHON, str(CHECKOUT / "tests/system/power_guest.py")]
-PATHS = {"PYTHONPATH": str(CHECKOUT / "tests"), "PYTHONDONTWRITEBYTECODE": "1"}
 LANDED = 30  # files
 
 
@@ -59,7 +58,7 @@ def recording(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Recording]:
         with open(path, "wb") as file:
             file.truncate(size)
     with Machine("recorder", folder, disks=[disk, log]) as machine:
-        done = machine.run([*GUEST, "record", str(LANDED)], timeout=180, environment=PATHS)
+        done = machine.run([*GUEST, "record", str(LANDED)], timeout=600, environment=ENVIRONMENT)
         assert done.status == 0, done.err
         print("the service said:", *(machine.share / "service.log").read_text().splitlines()[-60:], sep="\n  ")
     marks = [(number, entry.mark) for number, entry in enumerate(entries(log)) if entry.mark]
@@ -106,7 +105,7 @@ def complaints(recording: Recording, machine: Machine, cut: int) -> list[str]:
     """What is wrong after a cut before this entry of the log."""
     safe = recording.safe(cut)
     images = f"cut-{cut}"
-    done = machine.run([*GUEST, "examine", f"{SHARE}/{images}", *safe], timeout=120, environment=PATHS)
+    done = machine.run([*GUEST, "examine", f"{SHARE}/{images}", *safe], timeout=600, environment=ENVIRONMENT)
     shutil.rmtree(machine.share / images)
     if done.status:
         return [f"it cannot be examined: {done.err[-2000:]}"]

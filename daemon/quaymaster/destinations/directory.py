@@ -30,7 +30,7 @@ from dataclasses import replace
 from quaymaster import keys
 from quaymaster.destinations import disk
 from quaymaster.destinations.base import OWN, Put, Reading
-from quaymaster.destinations.directory_upload import READ_FLAGS, DirectoryUpload, Place, etag
+from quaymaster.destinations.directory_upload import DirectoryUpload, Place, etag
 from quaymaster.destinations.disk import disk_errors
 from quaymaster.destinations.owner import TAG, is_dead, own_tag
 from quaymaster.errors import (
@@ -145,10 +145,20 @@ class Directory:
             return None
         found = self._digest(present)
         if found == digests.sha256:
+            self._sync(key)
             return replace(present, checksum=f"sha256:{digests.sha256}", evidence="readback")
         if self._digest(present) != found:  # one reading that differs may itself be what is damaged
             raise IntegrityError(f"{self.where(key)} reads back differently each time", "Look at its filesystem")
         return None
+
+    def _sync(self, key: str) -> None:
+        place = self.place(key)
+        with disk_errors(self.where(key)):
+            directory, _ = self.open_folder(place.folders)
+            try:
+                disk.sync_found(directory, place.leaf)
+            finally:
+                os.close(directory)
 
     def _digest(self, present: Stored) -> str:
         total = hashlib.sha256()
@@ -192,7 +202,7 @@ class Directory:
             try:
                 directory, _ = self.open_folder(place.folders)
                 try:
-                    descriptor = os.open(place.leaf, READ_FLAGS, dir_fd=directory)
+                    descriptor = os.open(place.leaf, disk.READ_FLAGS, dir_fd=directory)
                 finally:
                     os.close(directory)
             except FileNotFoundError:

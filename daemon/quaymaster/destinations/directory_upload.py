@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from quaymaster.destinations.directory import Directory
 
 _WRITE_BEHIND = 64 << 20  # bytes; after so many, write-back is started and what is clean leaves the cache
-READ_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +99,7 @@ class DirectoryUpload:
 
     def _compare(self, digests: Digests) -> None:
         """What the device or server holds under the part's name is what the caller hashed."""
-        descriptor = os.open(self._part, READ_FLAGS, dir_fd=self._directory)
+        descriptor = os.open(self._part, disk.READ_FLAGS, dir_fd=self._directory)
         try:
             size, sha256 = disk.digest_past_cache(descriptor, self._home.beat, self._home.at_once())
         finally:
@@ -154,7 +153,7 @@ class DirectoryUpload:
         return False
 
     def _read(self) -> str:
-        descriptor = os.open(self._place.leaf, READ_FLAGS, dir_fd=self._directory)
+        descriptor = os.open(self._place.leaf, disk.READ_FLAGS, dir_fd=self._directory)
         try:
             size, sha256 = disk.digest_past_cache(descriptor, self._home.beat, self._home.at_once())
             whole = os.fstat(descriptor).st_size
@@ -174,6 +173,7 @@ class DirectoryUpload:
                 f"Something else is already at {self._where}{size}; it is never overwritten",
                 "Rename or remove it there, or change the key of the watch, then retry the job",
             )
+        disk.sync_found(self._directory, self._place.leaf)
         os.unlink(self._part, dir_fd=self._directory)
         return Stored(present.key, present.size, present.etag, checksum=checksum, evidence="readback")
 

@@ -28,6 +28,7 @@ from quaymaster.model import shown
 
 PIECE = 1 << 20  # bytes
 NEW_FLAGS = os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_WRONLY | os.O_CLOEXEC
+READ_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _NO_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK})
 """What link(2) answers where a filesystem has no hard links."""
 
@@ -162,6 +163,16 @@ def sync_directory(directory: int) -> None:
     except OSError as error:
         if error.errno not in (errno.EINVAL, errno.EBADF, errno.ENOTSUP):
             raise
+
+
+def sync_found(directory: int, name: bytes) -> None:
+    """Make a file that was found there durable, and its name: whoever wrote it may not have done so."""
+    descriptor = os.open(name, READ_FLAGS, dir_fd=directory)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    sync_directory(directory)
 
 
 def pieces_past_cache(descriptor: int) -> Iterator[memoryview]:

@@ -150,7 +150,9 @@ def _set_aside(directory: int, name: bytes, aside: bytes, shown: str) -> bool:
     """Give the source its hidden name. False when neither name exists: it is gone already."""
     with _source_errors(shown):
         if _exists(directory, aside):  # a restart: it was set aside before
-            return True
+            if not (_exists(directory, name) and _same_file(directory, aside, name)):
+                return True
+            os.unlink(aside, dir_fd=directory)  # killed in the midst of putting it back: it had both names
         try:
             os.rename(name, aside, src_dir_fd=directory, dst_dir_fd=directory)
         except FileNotFoundError:

@@ -35,7 +35,6 @@ _STRIDE = 8 << 20
 """Bytes after which the disk is set to work, so that it writes while the rest is fetched."""
 _SYNCING = 16
 """Files that are brought to the disk at a time."""
-_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
 def require_name(path: bytes) -> None:
@@ -136,7 +135,7 @@ class Ground:
 
     def holds(self, directory: int, path: bytes, size: int, sha256: str) -> bool:
         """Whether the file that has the name now has exactly this content."""
-        descriptor = os.open(os.path.basename(path), _READ, dir_fd=directory)
+        descriptor = os.open(os.path.basename(path), disk.READ_FLAGS, dir_fd=directory)
         try:
             if os.fstat(descriptor).st_size != size:
                 return False

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from quaymaster.model import Job, State
@@ -11,6 +12,10 @@ from quaymaster.store import control, jobs
 from quaymaster.store.control import Control
 from quaymaster.store.jobs import Filter, Held
 from quaymaster.store.room import Room
+
+
+_STEERED_AT_ONCE = 500
+"""Jobs that an operator's word changes in one commit."""
 
 
 class Operators(Room):
@@ -69,30 +74,37 @@ class Operators(Room):
     def retry(self, which: Filter, by: str = "operator") -> list[int]:
         """Run waiting, parked or dropped jobs now; their numbers."""
 
-        def act(t: Any) -> list[int]:
-            chosen = jobs.find(t, which)
-            ids = jobs.retry(t, which)
-            affected = set(ids)
+        def act(t: Any, chosen: Sequence[Job], some: Filter) -> list[int]:
+            ids = jobs.retry(t, some)
             for job in chosen:
-                if job.id in affected:
+                if job.id in ids:
                     self._note(t, "retried", job, {"by": by})
             return ids
 
-        return self._db.write(act)
+        return self._some_at_a_time(which, act)
 
     def drop(self, which: Filter, by: str = "operator") -> list[int]:
         """Give queued, waiting or parked jobs up; their numbers. Sources stay where they are."""
 
-        def act(t: Any) -> list[int]:
-            chosen = jobs.find(t, which)
-            ids = jobs.drop(t, which, self._clock())
-            affected = set(ids)
+        def act(t: Any, chosen: Sequence[Job], some: Filter) -> list[int]:
+            ids = jobs.drop(t, some, self._clock())
             for job in chosen:
-                if job.id in affected:
+                if job.id in ids:
                     self._note(t, "dropped", job, {"by": by, "code": job.error_code})
             return ids
 
-        return self._db.write(act)
+        return self._some_at_a_time(which, act)
+
+    def _some_at_a_time(self, which: Filter, act: Callable[[Any, Sequence[Job], Filter], list[int]]) -> list[int]:
+        """``act`` on the jobs that are chosen now, in commits of some of them each: however many they are, a service
+        that runs is never kept from its queue for long."""
+        with self._db.read() as t:
+            numbers = [job.id for job in jobs.find(t, which)]
+        done: list[int] = []
+        for start in range(0, len(numbers), _STEERED_AT_ONCE):
+            some = replace(which, ids=tuple(numbers[start : start + _STEERED_AT_ONCE]))
+            done += self._db.write(lambda t, some=some: act(t, jobs.find(t, some), some))  # type: ignore[misc]
+        return done
 
     def is_open(self, job: int) -> bool:
         """Whether the job of that number exists and is not final."""

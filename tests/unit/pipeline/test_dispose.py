@@ -142,6 +142,15 @@ def test_a_restart_finishes_what_was_set_aside(case: Case) -> None:
     assert case.names() == []
 
 
+@pytest.mark.parametrize("after", ["delete", "move"])
+def test_a_restart_in_the_midst_of_putting_back_removes_both_names(case: Case, after: str) -> None:
+    """Between the link and the removal of the hidden name the file has both: one that stayed would be a source that
+    the record says is gone."""
+    os.link(case.source, case.source.with_name(".qm-7.aside"))
+    assert case.dispose(after).startswith("deleted" if after == "delete" else "moved:")
+    assert case.names() == []
+
+
 def test_somebody_elses_removal_is_not_claimed_as_ours(case: Case) -> None:
     case.source.unlink()
     assert case.dispose() == "gone"

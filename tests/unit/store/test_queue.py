@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from quaymaster.errors import TransferError
 from quaymaster.model import FileVersion, Identity, Stage, State
 from quaymaster.store import Filter, Queue, Store
+from quaymaster.store.db import Database
 
 
 class Clock:
@@ -256,6 +258,27 @@ def test_a_parked_job_stays_listed_until_an_operator_decides(store: Store, clock
     kinds = [entry.fields["kind"] for entry in store.history(job)]
     assert kinds == ["parked", "retried"]
     assert store.known("w", [(b"b", version(inode=2).identity)]) == [True], "a dropped version is not taken again"
+
+
+def test_an_operators_word_on_very_many_jobs_does_not_keep_the_queue_for_itself(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever their number, each commit changes some of them only: a service that runs comes in between."""
+    versions = [version(b"%d" % number, inode=number) for number in range(1, 1_201)]
+    store.enqueue(versions)
+    commits: list[int] = []
+    commit = Database._commit
+
+    def counted(self: Database, batch: list[Any]) -> None:
+        commit(self, batch)
+        commits.append(len(batch))
+
+    monkeypatch.setattr(Database, "_commit", counted)
+    assert len(store.drop(Filter())) == 1_200
+    assert len(store.retry(Filter())) == 1_200
+    assert len(commits) >= 4
+    assert [job.state for job in store.jobs(Filter())] == [State.QUEUED] * 1_200
+    assert store.custody_broken_at() is None
 
 
 def test_what_ran_when_the_service_died_is_queued_again(store: Store) -> None:
