@@ -12,9 +12,14 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
+from urllib.request import urlopen
 
+import jsonschema_rs
 import pytest
 
+from quaymaster.service.api import openapi
 from servers.model_server import ModelServer
 from servers.ports import free_ports
 from system.bucket import Bucket
@@ -308,6 +313,41 @@ def test_prove_tells_what_a_released_file_came_from_and_whether_it_is_still_that
     assert service.cli("prove", str(file))[1]["here"] == "absent"
     nothing = service.command("prove", str(place(home) / "m/1/other"))
     assert (nothing.returncode, "was not downloaded" in nothing.stderr) == (1, True)
+
+
+def test_the_api_tells_of_a_mirrored_file_what_prove_tells(
+    home: Home, bucket: Bucket, serve: Callable[..., Service]
+) -> None:
+    put_model(bucket, "m/1", model(1) | {"SHA256SUMS": _sums(model(1))})
+    (port,) = free_ports(1)
+    api = f'[api]\nlisten = "127.0.0.1:{port}"\nsocket = {quoted(home.folder / "api.sock")}'
+    service = serve(config(home, bucket, watch=api))
+    until_released(home, below("m/1", model(1)))
+
+    def asked(route: str, path: Path) -> dict[str, Any]:
+        with urlopen(f"http://127.0.0.1:{port}/api/v1/{route}?{urlencode({'path': path})}", timeout=60) as answer:
+            said: dict[str, Any] = json.load(answer)
+            return said
+
+    file = place(home) / "m/1/model.bin"
+    proven = service.cli("prove", str(file))[1]
+    told = asked("files", file)
+    assert told == {"why": None, "prove": proven | {"here": "untouched", "chain_checked": False}}
+    schema = {"$ref": "#/components/schemas/File", "components": openapi.document()["components"]}
+    jsonschema_rs.validate(schema, told)
+    (job,) = asked("jobs", file)["jobs"]
+    assert (job["watch"], job["path"]) == ("models", "m/1/model.bin")
+    assert len(asked("jobs", place(home) / "m")["jobs"]) == 3
+    os.utime(file)
+    assert asked("files", file)["prove"]["here"] == "same"
+    file.write_bytes(b"?" * file.stat().st_size)
+    assert asked("files", file)["prove"]["here"] == "changed"
+    file.unlink()
+    assert asked("files", file)["prove"]["here"] == "absent"
+    directory = asked("files", file.parent)["prove"]
+    assert (directory["here"], directory["downloads"]) == ("directory", [])
+    why = service.command("why", str(file))
+    assert (why.returncode, "it is in the mirror models" in why.stderr) == (1, True)
 
 
 # -- OpenVINO Model Server --

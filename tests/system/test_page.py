@@ -191,6 +191,26 @@ def test_a_file_is_found_with_its_proof(visit: Open, site: Site, tmp_path: Path)
     expect(dialog).to_contain_text("and proven")
 
 
+def test_a_file_of_a_mirror_is_shown_with_its_origin(visit: Open) -> None:
+    """This service has no mirror: the answers are put in."""
+    download = {"job": 7, "key": "m/1/model.bin", "etag": "e", "version_id": "", "stored_size": 5, "size": 9,
+                "sha256": "ab" * 32, "compression": "zstd", "evidence": "crc64nvme", "downloaded_at": 1e9}  # fmt: skip
+    entry = {"seq": 3, "sha256": "cd" * 32, "body": json.dumps({"kind": "released", "at": 1e9})}
+    origin = {"mirror": "models", "mirror_path": "/srv/models", "path": "m/1/model.bin", "here": "changed",
+              "downloads": [download], "jobs": [], "custody": [entry], "fault": "", "chain_checked": False}  # fmt: skip
+    page = visit(READ)
+    jobs, files = {"jobs": [], "more": False, "after": None}, {"why": None, "prove": origin}
+    page.route("**/api/v1/jobs?*", lambda route: route.fulfill(json=jobs))
+    page.route("**/api/v1/files?*", lambda route: route.fulfill(json=files))
+    path = page.get_by_label("Its path")
+    path.fill("/srv/models/m/1/model.bin")
+    path.press("Enter")
+    dialog = page.get_by_role("dialog")
+    for text in ("mirror models", "It was CHANGED since", "crc64nvme", "ab" * 32, "cd" * 32, "released"):
+        expect(dialog).to_contain_text(text)
+    assert inaccessible(page) == []
+
+
 def test_names_are_text_whatever_they_hold(visit: Open) -> None:
     page = visit()
     expect(failed(page, "<img src=x onerror=")).to_be_visible()

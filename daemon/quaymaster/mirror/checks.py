@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import threading
-import zlib
 from collections.abc import Callable
 from dataclasses import replace
 from queue import SimpleQueue
 
+from quaymaster.destinations import checksums
 from quaymaster.errors import IntegrityError
 from quaymaster.mirror.ranges import Range
 from quaymaster.model import Compression, Stored
@@ -26,21 +25,14 @@ class Checks:
 
     def __init__(self, now: Stored, told: Told | None, trust_etag: bool) -> None:
         self._sha256 = hashlib.sha256()
-        self._crc32: int | None = 0 if now.checksum.startswith("CRC32:") and "-" not in now.checksum else None
-        proven = (now.checksum.startswith("SHA256:") and "-" not in now.checksum) or self._crc32 is not None
-        by_content = told is not None and told.compression is Compression.NONE
-        # The ETag alone costs a digest of its own; it is asked when nothing better is told.
-        plain = etag.Told.by(replace(now, checksum="")) if not proven and not by_content else None
+        self.updates: list[Update] = [self._sha256.update]
+        # To a SHA-256, which is computed anyway, the others add nothing; the ETag costs most.
+        by_sha256 = bool(checksums.sha256_in(now.checksum)) or _is_of_these_bytes(told)
+        self._kept = None if by_sha256 else checksums.of_whole(now.checksum)
+        plain = None if by_sha256 or self._kept else etag.Told.by(replace(now, checksum=""))
         plain = plain if plain and (trust_etag or plain.part_sizes) else None
         self._etag = etag.Running(plain) if plain else None
-        self.updates: list[Update] = [self._sha256.update]
-        if self._crc32 is not None:
-            self.updates.append(self._update_crc32)
-        if self._etag:
-            self.updates.append(self._etag.update)
-
-    def _update_crc32(self, piece: memoryview) -> None:
-        self._crc32 = zlib.crc32(piece, self._crc32 or 0)
+        self.updates += [each.update for each in (self._kept, self._etag) if each]
 
     def update(self, piece: memoryview) -> None:
         for update in self.updates:
@@ -49,25 +41,28 @@ class Checks:
     def verdict(self, now: Stored, told: Told | None) -> tuple[str, str]:
         """What proved the stored bytes (empty: nothing but their number), and their SHA-256. Raises IntegrityError."""
         sha256 = self._sha256.hexdigest()
-        kind, _, value = now.checksum.partition(":")
         found: list[str] = []
-        if told and told.compression is Compression.NONE:
+        if told and _is_of_these_bytes(told):
             _require(sha256 == told.sha256, now, f"SHA-256 {sha256} instead of {told.sha256}")
             found.append("quaymaster-sha256")
-        if kind == "SHA256" and "-" not in value:
-            ours = base64.b64encode(self._sha256.digest()).decode()
-            _require(ours == value, now, f"SHA-256 {ours} instead of {value}")
+        if kept := checksums.sha256_in(now.checksum):
+            _require(sha256 == kept, now, f"SHA-256 {sha256} instead of {kept}")
             found.append("sha256")
-        if self._crc32 is not None:
-            crc = base64.b64encode(self._crc32.to_bytes(4)).decode()
-            _require(crc == value, now, f"CRC32 {crc} instead of {value}")
-            found.append("crc32")
+        if self._kept is not None:
+            kind, _, value = now.checksum.partition(":")
+            _require(self._kept.text() == value, now, f"{kind} {self._kept.text()} instead of {value}")
+            found.append(self._kept.evidence)
         if self._etag:
             same, parts = self._etag.verdict()
             # Of parts only the sizes that programs commonly use were tried: another sum proves nothing.
             _require(same or parts, now, "another MD5 than its ETag (if the bucket is encrypted: trust_etag = false)")
             found += ["etag-md5-parts" if parts else "etag-md5"] if same else []
         return (found[0] if found else ""), sha256
+
+
+def _is_of_these_bytes(told: Told | None) -> bool:
+    """Whether what quaymaster told of the content is of the stored bytes too."""
+    return told is not None and told.compression is Compression.NONE
 
 
 def _require(true: bool, now: Stored, what: str) -> None:

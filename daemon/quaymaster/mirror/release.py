@@ -160,7 +160,7 @@ class Ground:
                     os.link(old, leaf, src_dir_fd=parent, dst_dir_fd=directory, follow_symlinks=False)
             except PermissionError:
                 os.rename(name, leaf, src_dir_fd=objects, dst_dir_fd=directory)
-        if not _same(os.stat(leaf, dir_fd=directory, follow_symlinks=False), file):
+        if not untouched(os.stat(leaf, dir_fd=directory, follow_symlinks=False), file):
             raise Conflict(f"{self.where(file.target)} was changed by somebody", "It is downloaded again")
 
     def publish(self, assembled: bytes, unit: bytes, *, replace: bool) -> bool:
@@ -328,12 +328,12 @@ class Ground:
 
 def _is_at(directory: int, name: bytes, file: Downloaded) -> bool:
     try:
-        return _same(os.stat(name, dir_fd=directory, follow_symlinks=False), file)
+        return untouched(os.stat(name, dir_fd=directory, follow_symlinks=False), file)
     except OSError:
         return False
 
 
-def _same(status: os.stat_result, file: Downloaded) -> bool:
+def untouched(status: os.stat_result, file: Downloaded) -> bool:
     """Whether it is the file that was verified, untouched."""
     inode = status.st_ino - 2**64 if status.st_ino >= 2**63 else status.st_ino
     ours = file.file_inode - 2**64 if file.file_inode >= 2**63 else file.file_inode

@@ -2,17 +2,18 @@
 
 The ETag of an object that was sent in one piece is the MD5 of its bytes; of one sent in parts it is the MD5 of the
 parts' MD5s, with their number: ``9b2c…-14`` (S3 user guide, "Checking object integrity"). The size of the parts is not
-told: those that programs use, and that make this number of parts, are tried.
+told: those that programs use, and that make this number of parts, are tried. A checksum that the server keeps of the
+whole is better than either, and programs of today have it kept.
 """
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from quaymaster.destinations import checksums
 from quaymaster.model import Stored
 
 _MIB = 1 << 20
@@ -21,14 +22,17 @@ _ETAG = re.compile(r"([0-9a-f]{32})(?:-([1-9][0-9]{0,4}))?")
 # In MiB: boto3 and the AWS CLI 8, rclone and mc 5 and 16, s3cmd 15, s5cmd 50; larger ones are set by hand.
 _PART_SIZES = (5, 6, 8, 10, 12, 15, 16, 20, 24, 25, 32, 48, 50, 64, 96, 100, 128, 200, 250, 256, 500, 512, 1024, 5120)
 _MOST_TRIED = 6
+_ENOUGH = frozenset({"SHA256", "SHA1", "CRC64NVME"})
+"""Checksums that are enough to take an object for a file's copy: of 32 bits, one in four thousand million objects of
+the same size has the same by chance."""
 
 
 @dataclass(frozen=True, slots=True)
 class Told:
     """A digest of a whole object that can be computed from the file alone."""
 
-    sha256: str
-    """In S3's notation (base64); empty when the server does not tell it."""
+    checksum: str
+    """``ALGORITHM:value`` of the whole object, as the server keeps it; empty when it keeps none that would do."""
     md5: str
     """Of the object, or of its parts' MD5s."""
     part_sizes: tuple[int, ...]
@@ -37,9 +41,8 @@ class Told:
     @classmethod
     def by(cls, stored: Stored) -> Told | None:
         """None when nothing is told that could be compared."""
-        value = stored.checksum.removeprefix("SHA256:")
-        if value != stored.checksum and "-" not in value:
-            return cls(value, "", ())
+        if stored.checksum.partition(":")[0] in _ENOUGH and checksums.of_whole(stored.checksum):
+            return cls(stored.checksum, "", ())
         match = _ETAG.fullmatch(stored.etag)
         if match is None:
             return None
@@ -50,16 +53,20 @@ class Told:
     def compare(self, read: Callable[[], bytes]) -> tuple[str, str]:
         """SHA-256 (hex) of what ``read`` gives, and the evidence that it is what was told of: empty if it is not."""
         whole = hashlib.sha256()
-        running = None if self.sha256 else Running(self)
+        told = checksums.sha256_in(self.checksum)
+        kept = None if told else checksums.of_whole(self.checksum)
+        md5 = None if told or kept else Running(self)
         while data := read():
             whole.update(data)
-            if running:
-                running.update(data)
+            if beside := kept or md5:
+                beside.update(data)
         sha256 = whole.hexdigest()
-        if running is None:
-            return sha256, "sha256" if base64.b64encode(whole.digest()).decode() == self.sha256 else ""
-        same, of_parts = running.verdict()
-        return sha256, ("etag-md5-parts" if of_parts else "etag-md5") if same else ""
+        if md5 is not None:
+            same, of_parts = md5.verdict()
+            return sha256, ("etag-md5-parts" if of_parts else "etag-md5") if same else ""
+        if kept is not None:
+            return sha256, kept.evidence if kept.text() == self.checksum.partition(":")[2] else ""
+        return sha256, "sha256" if sha256 == told else ""
 
 
 class Running:

@@ -9,6 +9,7 @@ from typing import Any
 
 from quaymaster import __version__
 from quaymaster.model import Stage, State
+from quaymaster.service.view.mirrored import HERE
 from quaymaster.store import UnitState
 
 Schema = dict[str, Any]
@@ -55,6 +56,9 @@ _WINDOWS = _object(**{"1m": NUMBER, "15m": NUMBER})
 _AMOUNTS = {"files": WHOLE, "source_bytes": WHOLE, "stored_bytes": WHOLE}
 _UNIT_STATES: Schema = {"type": "string", "enum": [state.value for state in UnitState]}
 _PAUSED = _or_null(_object(since=NUMBER, by=TEXT))
+_PROVEN = {
+    "jobs": _list(_ref("Job")), "custody": _list(_ref("Entry")), "fault": TEXT, "chain_checked": BOOLEAN
+}  # fmt: skip
 
 SCHEMAS: dict[str, Schema] = {
     "Problem": _object(type=TEXT, title=TEXT, status=WHOLE, detail=TEXT),
@@ -126,16 +130,23 @@ SCHEMAS: dict[str, Schema] = {
         waiting=_list(_ref("Group")), parked=_list(_ref("Group")), stalled=_list(TEXT),
         failures=_list(_object(kind=TEXT, error_code=TEXT, jobs=WHOLE)),
     ),
-    "File": _object(
-        why=_object(
-            watch=TEXT, watch_path=TEXT, **_PATHS, state=TEXT, service_running=BOOLEAN, job=_or_null(_ref("Job")),
-            other_jobs=_list(_ref("Job")), deliveries=_list(_ref("Delivery")), jobs_below={"type": "object"},
-            evidence=_list(_object(ok=_or_null(BOOLEAN), text=TEXT)),
+    "File": {
+        **_object(why=_or_null(_ref("Why")), prove={"anyOf": [_ref("Trail"), _ref("Origin")]}),
+        "description": "A file of a mirror has no `why`, and `prove` tells of its origin.",
+    },
+    "Why": _object(
+        watch=TEXT, watch_path=TEXT, **_PATHS, state=TEXT, service_running=BOOLEAN, job=_or_null(_ref("Job")),
+        other_jobs=_list(_ref("Job")), deliveries=_list(_ref("Delivery")), jobs_below={"type": "object"},
+        evidence=_list(_object(ok=_or_null(BOOLEAN), text=TEXT)),
+    ),
+    "Trail": _object(watch=TEXT, watch_path=TEXT, **_PATHS, deliveries=_list(_ref("Delivery")), **_PROVEN),
+    "Origin": _object(
+        mirror=TEXT, mirror_path=TEXT, **_PATHS, here={"type": "string", "enum": list(HERE)},
+        downloads=_list(
+            _object(job=WHOLE, key=TEXT, etag=TEXT, version_id=TEXT, stored_size=WHOLE, size=WHOLE, sha256=TEXT,
+                    compression=TEXT, evidence=TEXT, downloaded_at=NUMBER)
         ),
-        prove=_object(
-            watch=TEXT, watch_path=TEXT, **_PATHS, deliveries=_list(_ref("Delivery")), jobs=_list(_ref("Job")),
-            custody=_list(_ref("Entry")), fault=TEXT, chain_checked=BOOLEAN,
-        ),
+        **_PROVEN,
     ),
     "Steered": _object(
         action=TEXT, changed=_list(TEXT), watches=_list(_object(name=TEXT, paused=_PAUSED)),

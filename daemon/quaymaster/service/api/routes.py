@@ -31,6 +31,7 @@ from quaymaster.service.view import snapshot
 from quaymaster.service.view.choose import chosen
 from quaymaster.service.view.file import look, prove_record, trail, why_record
 from quaymaster.service.view.locate import locate
+from quaymaster.service.view.mirrored import mirror_place, origin, origin_record
 from quaymaster.service.view.records import Record, delivery_record, entry_record, job_record
 from quaymaster.service.view.units import chosen_units, unit_record
 from quaymaster.store import Filter, UnitState
@@ -40,6 +41,8 @@ MOST = 1000
 _LARGEST_ID = 2**63 - 1
 _PATIENCE = 20.0
 """Seconds that an answer may take."""
+_READING = 10.0
+"""Of which a file may be read for so many."""
 _TYPES = {
     "html": "text/html; charset=utf-8",
     "js": "text/javascript; charset=utf-8",
@@ -213,6 +216,9 @@ class Routes:
             raise Refused(400, "Name the file with path=, absolute")
 
         def ask() -> Record:
+            mirrored = mirror_place(self._site.config, path)
+            if mirrored is not None:
+                return {"why": None, "prove": origin_record(origin(mirrored, self._site.store, quick=_READING))}
             place = locate(self._site.config, path)
             found = look(place, self._site.store, os.getpid())
             return {"why": why_record(found), "prove": prove_record(trail(place, self._site.store, chain=False))}

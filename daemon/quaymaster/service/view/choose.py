@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from quaymaster.errors import UsageError
 from quaymaster.model import State, plain, shown
 from quaymaster.service.view.locate import locate
+from quaymaster.service.view.mirrored import mirror_place
 
 if TYPE_CHECKING:
     from quaymaster.config import Config
@@ -25,17 +26,28 @@ def chosen(
     limit: int = 0,
     before: int = 0,
 ) -> Filter:
-    """``path`` is absolute, or relative to its watch. Raises UsageError for a watch that neither the configuration nor
-    the queue has, and QuaymasterError for a path under none."""
+    """``path`` is absolute, or relative to its watch; ``watch`` may be a mirror. Raises UsageError for one that neither
+    the configuration nor the queue has, and QuaymasterError for a path under none."""
     from quaymaster.store import Filter
 
-    if watch and watch not in config.watches and watch not in store.counts():
-        raise UsageError(f"There is no watch {plain(watch)}", f"The watches are: {', '.join(config.watches)}")
+    known = [*config.watches, *config.mirrors]
+    if watch and watch not in known and watch not in store.counts():
+        raise UsageError(f"There is no watch {plain(watch)}", f"The watches and mirrors are: {', '.join(known)}")
     if path.startswith(b"/"):
-        place = locate(config, path)
-        if watch and watch != place.watch.name:
-            raise UsageError(f"{shown(path)} is in the watch {place.watch.name}, not {plain(watch)}")
-        watch, path = place.watch.name, place.path
+        name, below = _place(config, path)
+        if watch and watch != name:
+            kind = "mirror" if name in config.mirrors else "watch"
+            raise UsageError(f"{shown(path)} is in the {kind} {name}, not {plain(watch)}")
+        watch, path = name, below
     return Filter(
         states=tuple(states), watch=watch, path=path.rstrip(b"/"), error_code=error_code, limit=limit, before=before
     )
+
+
+def _place(config: Config, path: bytes) -> tuple[str, bytes]:
+    """The name of the watch or mirror, and where it is in it."""
+    mirrored = mirror_place(config, path)
+    if mirrored is not None:
+        return mirrored.mirror.name, mirrored.path
+    place = locate(config, path)
+    return place.watch.name, place.path

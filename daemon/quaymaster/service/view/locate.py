@@ -53,6 +53,12 @@ def locate(config: Config, path: bytes, patience: float = PATIENCE) -> Place:
             "Name the file by its watch's own path",
         ) from None
     if place is None:
+        mirrored = below({name: os.fsencode(mirror.path) for name, mirror in config.mirrors.items()}, absolute)
+        if mirrored is not None:
+            raise QuaymasterError(
+                f"{shown(absolute)} is under no watch: it is in the mirror {mirrored[0]}",
+                "quaymaster prove PATH tells what it came from, and quaymaster mirror what is still missing",
+            )
         known = ", ".join(f"{watch.name} ({watch.path})" for watch in config.watches.values())
         raise QuaymasterError(f"{shown(absolute)} is under no watch", f"The watches are: {known}")
     return place

@@ -9,7 +9,7 @@ const LISTED = 20;
 let roots = new Map();
 
 export function heard(status) {
-  roots = new Map(status.watches.map((watch) => [watch.name, watch.path]));
+  roots = new Map([...status.watches, ...status.mirrors].map((place) => [place.name, place.path]));
 }
 
 /** The dialog on the file of a job. */
@@ -38,14 +38,60 @@ async function look(title, query, trouble = "") {
 
 function content(found, text, again) {
   const { why, prove } = found;
+  if (!why) return mirrored(prove, text);
   return [
     make("p", { class: "path" }, nameOf(`${why.watch_path.replace(/\/$/, "")}/${why.path}`), make("span", { class: "quiet" }, ` watch ${why.watch}`)),
-    prove.fault ? make("p", { class: "fault", role: "alert" }, `${prove.fault}. Keep a copy of the state directory as it is, and find out who wrote to it.`) : null,
+    fault(prove),
     ...state(why, prove, again),
     ...prove.deliveries.map((one, index) => delivery(one, index, prove.deliveries.length)),
     chain(prove),
     make("p", { class: "buttons" }, copyButton(text), saveButton(text, why.path)),
   ].filter(Boolean);
+}
+
+function fault(prove) {
+  return prove.fault ? make("p", { class: "fault", role: "alert" }, `${prove.fault}. Keep a copy of the state directory as it is, and find out who wrote to it.`) : null;
+}
+
+// -- a file that came down --
+
+const HERE = {
+  same: "It is as it was released.",
+  untouched: "It is as it was released, by its inode, size and time.",
+  unread: "It is another file than was released, by its inode, size or time.",
+  changed: "It was CHANGED since it was released.",
+  absent: "It is not there.",
+  directory: "A directory.",
+  unreadable: "The service cannot read it.",
+};
+
+function mirrored(prove, text) {
+  const known = prove.downloads.length || prove.here === "directory";
+  return [
+    make("p", { class: "path" }, nameOf(`${prove.mirror_path.replace(/\/$/, "")}/${prove.path}`), make("span", { class: "quiet" }, ` mirror ${prove.mirror}`)),
+    fault(prove),
+    make("p", { class: "verdict", "data-state": prove.here === "changed" ? "parked" : "" }, known ? HERE[prove.here] : "It was not downloaded by this mirror."),
+    ...prove.downloads.map(download),
+    chain(prove),
+    make("p", { class: "buttons" }, copyButton(text), saveButton(text, prove.path)),
+  ].filter(Boolean);
+}
+
+function download(one, index, { length: all }) {
+  return make("section", {},
+    make("h3", {}, all > 1 ? `Download ${index + 1} of ${all}` : "Downloaded"),
+    facts([
+      ["Key", one.key],
+      ["When", moment(one.downloaded_at)],
+      ["Stored", `${count(one.stored_size)} bytes (${size(one.stored_size)})`],
+      ["File", `${count(one.size)} bytes (${size(one.size)})`],
+      ["SHA-256", one.sha256],
+      ["Compression", one.compression],
+      ["Proven by", one.evidence],
+      ["ETag", one.etag],
+      ["Version", one.version_id],
+    ]),
+  );
 }
 
 // -- what became of it --
