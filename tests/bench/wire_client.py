@@ -42,6 +42,7 @@ class Settings:
     credentials: str | None = "bench"
     addressing: str = "path"
     part_size: int = 16 << 20
+    checksum: str = "sha256"
     storage_class: str | None = None
     sse: str | None = None
     sse_kms_key: str | None = None
