@@ -125,6 +125,8 @@ class Digests:
     size: int
     sha256: str
     others: Mapping[str, str] = field(default_factory=dict)
+    crc64nvme: int | None = field(default=None, compare=False)
+    """CRC-64/NVME of the same bytes, where those who take them asked for it (destinations/base.py). Not recorded."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,10 +22,13 @@ import time
 from collections.abc import Callable
 from urllib.parse import parse_qs, urlsplit
 
+from quaymaster.destinations import crc64
+
 PIECE = 1 << 20
 _PLAIN = re.compile(rb"PUT ([^ ?]+) HTTP/1.1\r\n")
 _LENGTH = re.compile(rb"\r\n[cC]ontent-[lL]ength: *(\d+)\r\n")
-_CHECKSUM = re.compile(rb"\r\nx-amz-checksum-sha256: *([^\r ]+)\r\n")
+_CHECKSUM = re.compile(rb"\r\n(x-amz-checksum-(?:sha256|crc64nvme)): *([^\r ]+)\r\n")
+_NAMES = ("x-amz-checksum-sha256", "x-amz-checksum-crc64nvme")
 _UNKNOWN = 1 << 60
 NOWHERE = bytearray(4 * PIECE)
 ETAG = '"d41d8cd98f00b204e9800998ecf8427e"'
@@ -35,39 +38,47 @@ class Bucket:
     """What is said of the objects."""
 
     def __init__(self) -> None:
-        self.objects: dict[str, tuple[int, str]] = {}
-        self.parts: dict[str, dict[int, tuple[int, str]]] = {}
+        self.objects: dict[str, tuple[int, dict[str, str]]] = {}
+        self.parts: dict[str, dict[int, tuple[int, dict[str, str]]]] = {}
         self.numbers = itertools.count(1)
 
     def answer(self, method: str, target: str, headers: dict[str, str], size: int) -> bytes:
         url = urlsplit(target)
         query = parse_qs(url.query, keep_blank_values=True)
-        checksum = headers.get("x-amz-checksum-sha256", "")
+        checksum = {name: headers[name] for name in _NAMES if name in headers}
         if method == "PUT" and "partNumber" in query:
             self.parts[query["uploadId"][0]][int(query["partNumber"][0])] = size, checksum
-            return reply(200, {"ETag": ETAG, "x-amz-checksum-sha256": checksum})
+            return reply(200, {"ETag": ETAG, **checksum})
         if method == "PUT":
             self.objects[url.path] = size, checksum
-            return reply(200, {"ETag": ETAG, "x-amz-checksum-sha256": checksum})
+            return reply(200, {"ETag": ETAG, **checksum})
         if method == "POST" and "uploads" in query:
             number = f"upload-{next(self.numbers)}"
             self.parts[number] = {}
             name = "InitiateMultipartUploadResult"
             return reply(200, {}, f"<{name}><UploadId>{number}</UploadId></{name}>")
         if method == "POST":
-            self._complete(url.path, self.parts.pop(query["uploadId"][0]))
+            self._complete(url.path, [part for _, part in sorted(self.parts.pop(query["uploadId"][0]).items())])
             return reply(200, {}, f"<CompleteMultipartUploadResult><ETag>{ETAG}</ETag></CompleteMultipartUploadResult>")
         if method == "HEAD" and url.path in self.objects:
             length, told = self.objects[url.path]
-            return reply(200, {"ETag": ETAG, "x-amz-checksum-sha256": told}, length=length)
+            return reply(200, {"ETag": ETAG, **told}, length=length)
         if method == "HEAD" and url.path.count("/") > 1:
             return reply(404, {})
         return reply(200, {})
 
-    def _complete(self, path: str, parts: dict[int, tuple[int, str]]) -> None:
-        digests = b"".join(base64.b64decode(checksum) for _, (_, checksum) in sorted(parts.items()))
-        whole = f"{base64.b64encode(hashlib.sha256(digests).digest()).decode()}-{len(parts)}"
-        self.objects[path] = sum(size for size, _ in parts.values()), whole
+    def _complete(self, path: str, parts: list[tuple[int, dict[str, str]]]) -> None:
+        told: dict[str, str] = {}
+        for name in _NAMES:
+            sums = [base64.b64decode(checksums.get(name, "")) for _, checksums in parts]
+            if all(sums) and name == "x-amz-checksum-sha256":
+                told[name] = f"{base64.b64encode(hashlib.sha256(b''.join(sums)).digest()).decode()}-{len(parts)}"
+            elif all(sums):
+                whole = 0
+                for (size, _), part in zip(parts, sums, strict=True):
+                    whole = crc64.joined(whole, int.from_bytes(part), size)
+                told[name] = crc64.text(whole)
+        self.objects[path] = sum(size for size, _ in parts), told
 
 
 def reply(status: int, headers: dict[str, str], body: str = "", *, length: int = -1) -> bytes:
@@ -103,9 +114,9 @@ class Connection:
             size, checksum = _LENGTH.search(lines_of), _CHECKSUM.search(lines_of)
             if size and b"xpect:" not in lines_of:
                 had, self.held, self.body = len(self.held) - end - 4, b"", int(size[1])
-                told = checksum[1].decode() if checksum else ""
+                told = {checksum[1].decode(): checksum[2].decode()} if checksum else {}
                 self.bucket.objects[path.decode()] = self.body, told
-                self._told = reply(200, {"ETag": ETAG, "x-amz-checksum-sha256": told})
+                self._told = reply(200, {"ETag": ETAG, **told})
                 self.passed(had)
                 return
         first, *lines = self.held[:end].decode("latin-1").split("\r\n")

@@ -45,6 +45,13 @@ def s3_tls(seaweed: Seaweed, prefix: str) -> Iterator[S3Place]:
 
 
 @pytest.fixture
+def s3_crc(seaweed: Seaweed, prefix: str) -> Iterator[S3Place]:
+    """With bytes followed by CRC-64/NVME."""
+    with closing(S3Place(seaweed, Settings(prefix, seaweed.http_endpoint, checksum="crc64nvme"))) as place:
+        yield place
+
+
+@pytest.fixture
 def ext4(tmp_path_factory: pytest.TempPathFactory) -> DirectoryPlace:
     return DirectoryPlace(str(tmp_path_factory.mktemp("destination")))
 
@@ -61,7 +68,7 @@ def asked(tmp_path_factory: pytest.TempPathFactory) -> AskedPlace:
     return AskedPlace(str(tmp_path_factory.mktemp("destination")))
 
 
-@pytest.fixture(params=["ext4", "tmpfs", "asked", "s3", "s3_tls"])
+@pytest.fixture(params=["ext4", "tmpfs", "asked", "s3", "s3_tls", "s3_crc"])
 def place(request: pytest.FixtureRequest) -> Place:
     chosen: Place = request.getfixturevalue(request.param)
     return chosen

@@ -41,6 +41,7 @@ class Settings:
     ca_bundle: str | None = None
     addressing: str = "auto"
     part_size: int = PART
+    checksum: str = "sha256"
     storage_class: str | None = None
     sse: str | None = None
     sse_kms_key: str | None = None

@@ -1,36 +1,26 @@
-"""What a server keeps of objects that other programs put there proves their bytes: when they are read, when they are
-mirrored, and when a file here is compared with them (PRODUCT M1, I2)."""
+"""Which digest bytes are followed by on their way, and what each of them catches (PRODUCT P5)."""
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from types import SimpleNamespace
+import hashlib
+import re
+from base64 import b64encode
+from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 
-from contract.places import PART, S3Place
-from quaymaster.config import Mirror
-from quaymaster.config.bandwidth import Bandwidth
-from quaymaster.destinations import checksums
-from quaymaster.destinations.s3 import S3
-from quaymaster.errors import IntegrityError
-from quaymaster.mirror.download import Download
-from quaymaster.mirror.plan import Listed, tag_of
-from quaymaster.mirror.release import Ground
-from quaymaster.model import FileVersion, Identity, Job, State, Stored
-from quaymaster.pipeline.bandwidth import Meter, Traffic
-from quaymaster.pipeline.budget import Pool
-from quaymaster.pipeline.etag import Told
+from contract.places import BUCKET, PART, S3Place, bytes_of, content, deliver, digests_of
+from contract.test_s3_faults import drop, flip_body, signed_anew
+from quaymaster.destinations import crc64
+from quaymaster.destinations.base import Parcel, Put
+from quaymaster.errors import Conflict, IntegrityError
+from quaymaster.model import Digests
 from servers.faultproxy import FaultProxy, Request, Response, flip
 from servers.seaweed import Seaweed
 
-KEY = "m/1/model.bin"
-CONTENT = {"one piece": random.Random(1).randbytes(100_000), "parts": random.Random(2).randbytes(2 * PART + 9)}
-WHOLE = [("one piece", name) for name in ("CRC64NVME", "CRC32C", "CRC32", "SHA1", "SHA256")]
-WHOLE += [("parts", name) for name in ("CRC64NVME", "CRC32C", "CRC32")]
-"""Of SHA-1 and SHA-256 of an object in parts, a server keeps no more than the digest of the parts' digests."""
+SMALL, LARGE = 100_000, 3 * PART + 5
+DIGESTS = {"put_checked", "put_proof", "part_checked", "parts_proof"}
 
 
 @pytest.fixture
@@ -39,113 +29,201 @@ def proxy(seaweed: Seaweed) -> Iterator[FaultProxy]:
         yield between
 
 
-@pytest.fixture(params=WHOLE, ids=lambda case: " ".join(case))
-def case(request: pytest.FixtureRequest, s3: S3Place) -> tuple[bytes, str]:
-    """The content of an object of somebody else, of which the server keeps one checksum of the whole."""
-    form, algorithm = request.param
-    put(s3, CONTENT[form], algorithm, parts=form == "parts")
-    return CONTENT[form], algorithm
-
-
-def put(s3: S3Place, content: bytes, algorithm: str, *, parts: bool, whole: bool = True) -> None:
-    where = {"Bucket": s3.settings.bucket, "Key": s3.settings.prefix + KEY}
-    if not parts:
-        s3.client.put_object(**where, Body=content, ChecksumAlgorithm=algorithm)
-        return
-    kind = "FULL_OBJECT" if whole else "COMPOSITE"
-    begun = s3.client.create_multipart_upload(**where, ChecksumAlgorithm=algorithm, ChecksumType=kind)
-    upload = {**where, "UploadId": begun["UploadId"]}
-    done = []
-    for number, at in enumerate(range(0, len(content), PART), start=1):
-        part = s3.client.upload_part(
-            **upload, PartNumber=number, Body=content[at : at + PART], ChecksumAlgorithm=algorithm
-        )
-        sums = {name: value for name, value in part.items() if name == f"Checksum{algorithm}"}
-        done.append({"PartNumber": number, "ETag": part["ETag"], **(sums if kind == "COMPOSITE" else {})})
-    s3.client.complete_multipart_upload(**upload, MultipartUpload={"Parts": done})
-
-
-def held(destination: S3) -> Stored:
-    found = destination.stat(KEY)
-    assert found is not None
-    return found
-
-
-def damage(request: Request, response: Response) -> None:
-    response.body = flip(response.body)
-
-
-def test_its_checksum_is_told_and_computed_from_its_bytes(s3: S3Place, case: tuple[bytes, str]) -> None:
-    content, algorithm = case
-    stored = held(s3.make())
-    running = checksums.of_whole(stored.checksum)
-    assert running is not None
-    running.update(content[:70_000])
-    running.update(memoryview(content)[70_000:])
-    assert f"{algorithm}:{running.text()}" == stored.checksum
-    assert running.evidence == algorithm.lower()
-
-
-@pytest.mark.parametrize("at_once", [1, 3])
-def test_a_bit_that_flips_while_it_is_read_is_noticed(
-    s3: S3Place, proxy: FaultProxy, case: tuple[bytes, str], at_once: int
-) -> None:
-    far = s3.with_settings(endpoint_url=proxy.endpoint)
-    with far.read(held(far), at_once) as pieces:
-        assert b"".join(pieces) == case[0]
-    proxy.inject("GetObject", response=damage)
-    with pytest.raises(IntegrityError, match="other bytes than are stored"), far.read(held(far), at_once) as pieces:
-        b"".join(pieces)
-
-
 @pytest.fixture
-def download(s3: S3Place, proxy: FaultProxy, tmp_path: Path) -> Callable[[], tuple[bytes, str]]:
-    """The mirrored file's content, and what proved it."""
-    far = s3.with_settings(endpoint_url=proxy.endpoint)
-    mirror = Mirror(name="models", source="store", path=str(tmp_path), disk_free="1MiB", trust_etag=False)
-    bounds = SimpleNamespace(memory=Pool(1 << 30), traffic=Traffic(Meter(Bandwidth())))
-    ground = Ground(str(tmp_path), "models", lambda: "token", lambda: 1e9)
-
-    def run() -> tuple[bytes, str]:
-        stored = held(far)
-        tag = tag_of(stored.etag, stored.size)
-        version = FileVersion("models", KEY.encode(), Identity(tag, stored.size, 0))
-        job = Job(7, version, State.RUNNING, None, 0, 0, None, "", "", 0.0, None, None)
-        work = Download(mirror, far, ground, bounds, lambda: False, "boot", 1 << 20)  # type: ignore[arg-type]
-        done, _ = work.run(job, Listed(KEY.encode(), stored, tag), lambda *_: None)
-        return (tmp_path / ".qm-mirror-models/objects/7.file").read_bytes(), done.evidence
-
-    return run
+def through(s3_crc: S3Place, proxy: FaultProxy) -> S3Place:
+    s3_crc.settings = replace(s3_crc.settings, endpoint_url=proxy.endpoint)
+    return s3_crc
 
 
-def test_a_mirror_takes_it_by_its_checksum_and_never_with_a_bit_flipped(
-    proxy: FaultProxy, case: tuple[bytes, str], download: Callable[[], tuple[bytes, str]]
+def is_a(request: Request) -> bool:
+    return request.path.endswith("/a")
+
+
+def with_crc(data: bytes) -> Digests:
+    return replace(digests_of(data), crc64nvme=crc64.crc64nvme(data))
+
+
+def lie(request: Request) -> None:
+    """Other bytes, with a checksum to match: the server has no way to notice."""
+    request.body = flip(request.body)
+    request.headers["x-amz-checksum-crc64nvme"] = crc64.text(crc64.crc64nvme(request.body))
+    signed_anew(request)
+
+
+@pytest.mark.parametrize("size", [0, SMALL, LARGE])
+def test_the_server_tells_the_crc_of_the_whole_and_that_is_the_proof(s3_crc: S3Place, size: int) -> None:
+    data = bytes_of(size)
+    stored = deliver(s3_crc.make(), "a", data)
+    assert stored.evidence == "crc64nvme"
+    head = s3_crc.client.head_object(Bucket=BUCKET, Key=s3_crc.settings.prefix + "a", ChecksumMode="ENABLED")
+    assert stored.checksum == f"CRC64NVME:{head['ChecksumCRC64NVME']}"
+    assert head["ChecksumCRC64NVME"] == crc64.text(crc64.crc64nvme(data))
+    assert "ChecksumSHA256" not in head
+
+
+@pytest.mark.parametrize(("operation", "size"), [("PutObject", SMALL), ("UploadPart", LARGE)])
+def test_a_bit_that_flips_on_the_way_is_refused(through: S3Place, proxy: FaultProxy, operation: str, size: int) -> None:
+    destination, data = through.make(), bytes_of(size)
+    destination.check()
+    proxy.inject(operation, request=flip_body, only=is_a)
+    before = proxy.count(operation)
+    assert content(destination, deliver(destination, "a", data)) == data
+    assert proxy.count(operation) - before >= 2
+    proxy.inject(operation, request=flip_body, times=100)
+    with pytest.raises(IntegrityError, match="received other bytes than were sent"):
+        deliver(destination, "b", data)
+    assert through.everything() == ["a"]
+
+
+@pytest.mark.parametrize(("operation", "size"), [("PutObject", SMALL), ("UploadPart", LARGE)])
+def test_a_server_that_holds_other_bytes_is_caught(
+    through: S3Place, proxy: FaultProxy, operation: str, size: int
 ) -> None:
-    content, algorithm = case
-    proxy.inject("GetObject", response=damage)
-    with pytest.raises(IntegrityError, match="arrived with"):
-        download()
-    assert download() == (content, algorithm.lower())
+    destination = through.make()
+    destination.check()
+    proxy.inject(operation, request=lie, only=is_a)
+    with pytest.raises(IntegrityError):
+        deliver(destination, "a", bytes_of(size))
+    assert through.everything() == []
 
 
-def test_of_the_parts_checksums_the_bytes_cannot_be_told(
-    s3: S3Place, download: Callable[[], tuple[bytes, str]]
+def test_a_whole_that_is_told_wrong_after_completion_is_withdrawn(through: S3Place, proxy: FaultProxy) -> None:
+    destination = through.make()
+    destination.check()
+
+    def wrong(request: Request, response: Response) -> None:
+        if "x-amz-checksum-crc64nvme" in response.headers:
+            response.headers["x-amz-checksum-crc64nvme"] = crc64.text(1)
+
+    proxy.inject("HeadObject", response=wrong, times=2, only=is_a)  # before it begins, and when it is there
+    with pytest.raises(IntegrityError, match="removed again"):
+        deliver(destination, "a", bytes_of(LARGE))
+    assert through.everything() == []
+
+
+@pytest.mark.parametrize("size", [SMALL, LARGE])
+@pytest.mark.parametrize("checksum", ["sha256", "crc64nvme"])
+def test_bytes_that_changed_between_hashing_and_sending_never_become_visible(
+    s3: S3Place, size: int, checksum: str
 ) -> None:
-    """They are proven by the parts' MD5s, as far as the size of the parts can be guessed."""
-    for algorithm in ("CRC32", "SHA256"):
-        put(s3, CONTENT["parts"], algorithm, parts=True, whole=False)
-        stored = held(s3.make())
-        assert stored.checksum.endswith("-3")
-        assert checksums.of_whole(stored.checksum) is None
-        assert download() == (CONTENT["parts"], "etag-md5-parts")
+    destination, data = s3.with_settings(checksum=checksum), bytes_of(size)
+    upload = destination.begin(Put("a", size, tells_crc=True))
+    upload.write(flip(data))
+    with pytest.raises(IntegrityError, match="CRC-64/NVME"):
+        upload.publish(with_crc(data), {})
+    upload.abort()
+    untold = destination.begin(Put("a", size, tells_crc=True))
+    untold.write(data)
+    with pytest.raises(IntegrityError, match="with none"):
+        untold.publish(digests_of(data), {})
+    untold.abort()
+    assert s3.everything() == []
+    upload = destination.begin(Put("a", size, tells_crc=True))
+    upload.write(data)
+    assert content(destination, upload.publish(with_crc(data), {})) == data
 
 
-def test_a_file_here_is_recognised_by_a_checksum_that_tells_enough(s3: S3Place, case: tuple[bytes, str]) -> None:
-    """One of 32 bits does not: the ETag is asked, then."""
-    content, algorithm = case
-    told = Told.by(held(s3.make()))
-    assert told is not None
-    evidence = told.compare(iter([content, b""]).__next__)[1]
-    weak = "etag-md5-parts" if len(content) > PART else "etag-md5"
-    assert evidence == (algorithm.lower() if algorithm in ("CRC64NVME", "SHA1", "SHA256") else weak)
-    assert told.compare(iter([flip(content), b""]).__next__)[1] == ""
+def test_what_has_arrived_of_an_interrupted_upload_is_not_sent_again(through: S3Place, proxy: FaultProxy) -> None:
+    destination, data = through.make(), bytes_of(LARGE)
+    put = Put("a", LARGE)
+    first = destination.begin(put)
+    first.write(data[: 3 * PART])
+    first.write(data[3 * PART :])
+    first.suspend()  # waits for the parts that are on their way
+    sent = sum(operation == "UploadPart" and path.endswith("/a") for operation, path in proxy.seen)
+    assert through.with_settings(checksum="sha256").resumable(first.resume_token, put) is False
+    again = through.make()
+    assert again.resumable(first.resume_token, put)
+    upload = again.begin(replace(put, resume=first.resume_token))
+    upload.write(data)
+    assert content(again, upload.publish(digests_of(data), {})) == data
+    assert sum(operation == "UploadPart" and path.endswith("/a") for operation, path in proxy.seen) == max(4, sent)
+
+
+def test_a_lost_reply_needs_no_reading_of_an_object_that_tells_that_it_is_ours(
+    through: S3Place, proxy: FaultProxy
+) -> None:
+    destination, data = through.make(), bytes_of(LARGE)
+    destination.check()
+    proxy.inject("CompleteMultipartUpload", response=drop)
+    before = proxy.count("GetObject")
+    stored = deliver(destination, "a", data, metadata={"quaymaster-sha256": digests_of(data).sha256})
+    assert stored.evidence == "crc64nvme"
+    assert proxy.count("GetObject") == before
+
+
+@pytest.mark.parametrize("size", [SMALL, LARGE])
+def test_a_foreign_object_with_the_same_crc_is_read_before_it_counts(through: S3Place, size: int) -> None:
+    destination = through.make()
+    data = bytes_of(size)
+    name = through.settings.prefix + "a"
+    through.client.put_object(Bucket=BUCKET, Key=name, Body=data, ChecksumAlgorithm="CRC64NVME")
+    assert deliver(destination, "a", data).evidence == "readback"
+    through.client.put_object(Bucket=BUCKET, Key=name, Body=flip(data), ChecksumAlgorithm="CRC64NVME")
+    with pytest.raises(Conflict):
+        deliver(destination, "a", data)
+
+
+def test_small_objects_together_are_proven_by_their_answers(through: S3Place, proxy: FaultProxy) -> None:
+    destination = through.make()
+    destination.check()
+    bodies = [bytes_of(1000 + number, seed=number) for number in range(20)]
+    parcels = [Parcel(Put(f"many/{n}", len(body)), body, digests_of(body)) for n, body in enumerate(bodies)]
+    heads = proxy.count("HeadObject")
+    found = dict(destination.put_all(parcels, lambda: False))
+    assert {stored.evidence for stored in found.values()} == {"crc64nvme"}
+    assert all(content(destination, found[number]) == body for number, body in enumerate(bodies))
+    assert proxy.count("HeadObject") == heads
+
+
+def without(proxy: FaultProxy, algorithm: str) -> None:
+    """An endpoint that has never heard of a checksum."""
+    header = f"x-amz-checksum-{algorithm.lower()}"
+
+    def simplify(request: Request) -> None:
+        names = (header, "x-amz-checksum-algorithm", "x-amz-checksum-type", "x-amz-sdk-checksum-algorithm")
+        touched = [request.headers.pop(name) for name in names if algorithm in str(request.headers.get(name, ""))]
+        touched += [request.headers.pop(header)] if header in request.headers else []
+        tag = f"<Checksum{algorithm}>[^<]*</Checksum{algorithm}>".encode()
+        body = re.sub(tag, b"", request.body) if request.operation == "CompleteMultipartUpload" else request.body
+        if touched or body != request.body:
+            request.headers.pop("x-amz-checksum-type", None)
+            request.body = body
+            signed_anew(request)
+
+    def silent(request: Request, response: Response) -> None:
+        response.headers.pop(header, None)
+
+    proxy.inject("*", request=simplify, response=silent, times=10_000)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "missing", "found"), [("sha256", "SHA256", "crc64nvme"), ("crc64nvme", "CRC64NVME", "sha256")]
+)
+def test_the_next_best_digest_is_taken_where_the_preferred_one_is_not_honoured(
+    through: S3Place, proxy: FaultProxy, wanted: str, missing: str, found: str
+) -> None:
+    without(proxy, missing)
+    pins: list[dict[str, str]] = []
+    settings = replace(through.settings, checksum=wanted)
+    destination = through.make(settings=settings, on_pins=pins.append)
+    for size in (SMALL, LARGE):
+        assert deliver(destination, f"{size}", bytes_of(size)).evidence.removesuffix("-parts") == found
+    assert {pins[-1][name].removesuffix("-parts") for name in DIGESTS} == {found}
+
+
+def test_another_preference_is_no_downgrade(s3: S3Place) -> None:
+    pins: list[dict[str, str]] = []
+    s3.make(on_pins=pins.append).check()
+    older = {name: value for name, value in pins[-1].items() if name != "checksum"}
+    crc = s3.make(settings=replace(s3.settings, checksum="crc64nvme"), pins=older, on_pins=pins.append)
+    assert deliver(crc, "a", bytes_of(LARGE)).evidence == "crc64nvme"
+    back = s3.make(pins=pins[-1], on_pins=pins.append)
+    assert deliver(back, "b", bytes_of(LARGE)).evidence == "sha256-parts"
+    assert [event for event in s3.events if event.kind == "destination-downgrade"] == []
+
+
+def test_sha256_is_checked_by_sha256_as_long_as_nothing_else_is_asked_for(s3: S3Place) -> None:
+    data = bytes_of(SMALL)
+    stored = deliver(s3.make(), "a", data)
+    assert stored.checksum == f"SHA256:{b64encode(hashlib.sha256(data).digest()).decode()}"

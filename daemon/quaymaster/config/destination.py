@@ -27,6 +27,8 @@ class S3Destination(Table):
     ca_bundle: AbsolutePath | None = None
     addressing: Literal["auto", "path", "virtual"] = "auto"
     part_size: Annotated[int, Bytes(5 * MIB, 5 * GIB)] = values.PART_SIZE  # S3 user guide, multipart upload limits
+    checksum: Literal["sha256", "crc64nvme"] = "sha256"
+    """The digest that the server checks on arrival and keeps, where it honours it; else the next best."""
     storage_class: str | None = None
     sse: Literal["AES256", "aws:kms"] | None = None
     sse_kms_key: str | None = None

@@ -201,6 +201,9 @@ class Answering:
     def metadata_first(self, size_bound: int) -> bool:
         return self._inner.metadata_first(size_bound)
 
+    def by_crc(self, size_bound: int) -> bool:
+        return self._inner.by_crc(size_bound)
+
     def memory_needed(self, size_bound: int) -> int:
         return self._inner.memory_needed(size_bound)
 

@@ -56,6 +56,9 @@ class Put:
     :meth:`Destination.resumable` said that it can go on: what has arrived already is not sent again."""
     memory: int = 0
     """Bytes of buffers that the upload may hold, at least :meth:`Destination.memory_least`; 0: as many as it likes."""
+    tells_crc: bool = False
+    """The digests that ``publish`` is given tell the CRC-64/NVME too, made together with their SHA-256: an upload may
+    hold what it sent against that, instead of making a SHA-256 of the whole once more."""
     note: Callable[[str], None] = _unnoted
     """Told ``Upload.resume_token`` before the upload leaves its first trace, and when the token becomes another one.
     The token is durable when this returns; what it raises comes out unchanged."""
@@ -115,6 +118,12 @@ class Destination(Protocol):
         S3 takes an object's metadata when a multipart upload is created, not when it is completed, so the source's
         digest has to be known before the first part.
         """
+        ...
+
+    def by_crc(self, size_bound: int) -> bool:
+        """True when the configuration prefers the CRC-64/NVME for what is sent there, and an object of up to
+        ``size_bound`` bytes is held against it (``Put.tells_crc``): two readings of a source then need no second
+        SHA-256 to be known for the same."""
         ...
 
     def longest_name(self) -> int:

@@ -27,3 +27,8 @@ def joined(first: int, second: int, length: int) -> int:
 def text(crc: int) -> str:
     """In S3's notation: base64 of its eight bytes, the highest first."""
     return base64.b64encode(crc.to_bytes(8)).decode()
+
+
+def shown(crc: int | None) -> str:
+    """For people."""
+    return "none" if crc is None else f"{crc:016x}"

@@ -90,6 +90,9 @@ class Directory:
     def metadata_first(self, size_bound: int) -> bool:
         return False
 
+    def by_crc(self, size_bound: int) -> bool:
+        return False  # what was written is read back
+
     def longest_name(self) -> int:
         try:
             # Not os.pathconf(): it holds the interpreter's lock, so one that hangs would stop every thread.

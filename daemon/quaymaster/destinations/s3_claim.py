@@ -16,7 +16,7 @@ from email.utils import parsedate_to_datetime
 from typing import Any
 
 from quaymaster.destinations.s3_objects import Objects
-from quaymaster.destinations.s3_probe import body_digest
+from quaymaster.destinations.s3_sums import body_digest
 from quaymaster.destinations.s3_wire import AbsentError
 from quaymaster.errors import Conflict, TransferError, Unreachable
 

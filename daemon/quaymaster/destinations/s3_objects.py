@@ -17,8 +17,8 @@ from quaymaster.destinations.ahead import in_order
 from quaymaster.destinations.base import Reading
 from quaymaster.destinations.s3_listing import Ahead, Listed, Page, UnreadableError, page
 from quaymaster.destinations.s3_plain import Answer, ElsewhereError, Plain
-from quaymaster.destinations.s3_probe import plain_etag
 from quaymaster.destinations.s3_ranges import PIECE, RANGE, pieces_of
+from quaymaster.destinations.s3_sums import PARAMETERS, Sums, plain_etag
 from quaymaster.destinations.s3_wire import AbsentError, UploadGone, Wire, moment
 from quaymaster.errors import Conflict, DestinationMissing, IntegrityError, NotSupported, PermanentError, Unreachable
 from quaymaster.model import Digests, Stored
@@ -34,16 +34,19 @@ class Held:
 
     size: int
     etag: str
-    checksum: str
-    """SHA-256 in S3's notation; empty when the server does not tell it."""
+    checksums: Mapping[str, str]
+    """In S3's notation, by the name of their level; without those that the server does not tell."""
 
-    def holds(self, body: bytes | bytearray, sha256: bytes) -> bool:
-        """Whether it is these bytes, by SHA-256, else by the MD5 that most servers use as the ETag of a part."""
-        if self.size != len(body):
-            return False
-        if self.checksum:
-            return self.checksum == base64.b64encode(sha256).decode()
-        return plain_etag(self.etag) == hashlib.md5(body, usedforsecurity=False).hexdigest()
+    def level(self, preferred: str) -> str:
+        """Which digest tells whether it is some bytes: MD5, which most servers use as the ETag of a part, at last."""
+        return next((level for level in (preferred, *PARAMETERS) if level in self.checksums), "md5")
+
+    def holds(self, sums: Sums, level: str) -> bool:
+        """Whether it is these bytes, by a digest of that level."""
+        told = self.checksums.get(level)
+        return self.size == sums.size and (
+            told == sums.text(level) if told else plain_etag(self.etag) == sums.md5.hex()
+        )
 
 
 def held_parts(wire: Wire, whole_key: str, upload_id: str) -> dict[int, Held] | None:
@@ -56,8 +59,8 @@ def held_parts(wire: Wire, whole_key: str, upload_id: str) -> dict[int, Held] | 
         except UploadGone:
             return None
         for part in answer.get("Parts", []):
-            checksum = str(part.get("ChecksumSHA256") or "")
-            held[int(part["PartNumber"])] = Held(int(part["Size"]), str(part["ETag"]), checksum)
+            told = {level: str(part[name]) for level, name in PARAMETERS.items() if part.get(name)}
+            held[int(part["PartNumber"])] = Held(int(part["Size"]), str(part["ETag"]), told)
         if not answer.get("IsTruncated"):
             return held
         marker = {"PartNumberMarker": answer["NextPartNumberMarker"]}

@@ -17,7 +17,7 @@ from urllib.parse import quote, urlsplit
 
 from quaymaster import __version__
 from quaymaster.destinations.s3_signature import EMPTY, Credentials, Signer
-from quaymaster.destinations.s3_wire import Settings, reason, refused, require_certificates, untrusted
+from quaymaster.destinations.s3_wire import Settings, error_in, reason, refused, require_certificates, untrusted
 from quaymaster.errors import ConfigError, PermanentError, PermissionDenied, TransferError, Unreachable
 
 if TYPE_CHECKING:
@@ -231,19 +231,7 @@ def _no_answer(error: Exception, where: str) -> TransferError:
 
 def _refusal(answer: Answer, where: str, source: str) -> TransferError:
     """What an answer that is none of success means."""
-    told = dict.fromkeys(("Code", "Message"), "")
-    if answer.body:
-        from xml.etree import ElementTree
-
-        try:
-            # Entities are not expanded from outside by this parser, and an answer is of bounded size.
-            root = ElementTree.fromstring(answer.body)  # noqa: S314
-        except ElementTree.ParseError:
-            root = ElementTree.Element("Error")
-        for element in root.iter():
-            name = element.tag.rpartition("}")[2]
-            if name in told:
-                told[name] = element.text or ""
+    told = error_in(answer.body)
     if 300 <= answer.status < 400 or told["Code"] in _ELSEWHERE:
         raise ElsewhereError
     told["Code"] = told["Code"] or str(answer.status)

@@ -3,17 +3,20 @@
 Endpoints that call themselves S3-compatible differ in exactly the things integrity depends on: some ignore a wrong
 checksum, some keep none, some overwrite in spite of If-None-Match. So each claim is tried with a request that an
 honest server must refuse. What is found is pinned; a value further right in :data:`RANKS` later on is a downgrade.
+
+Digests are tried in the order that the configuration prefers: SHA-256 before CRC-64/NVME, or the other way round. MD5
+is the longer digest, but comes last: a Content-MD5 costs more than both, and of what is stored it proves only as much
+as an ETag happens to tell, which of an object in parts is nothing of the whole.
 """
 
 from __future__ import annotations
 
-import base64
-import hashlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from quaymaster.destinations.owner import is_dead
+from quaymaster.destinations.s3_sums import PARAMETERS, body_digest, plain_etag, sums
 from quaymaster.destinations.s3_wire import AbsentError, UploadGone, Wire
 from quaymaster.errors import (
     Conflict,
@@ -27,20 +30,24 @@ from quaymaster.errors import (
 )
 
 RANKS: Mapping[str, tuple[str, ...]] = {
-    "put_checked": ("sha256", "md5", "nothing"),
-    "put_proof": ("sha256", "md5", "readback"),
-    "part_checked": ("sha256", "md5", "nothing"),
-    "parts_proof": ("sha256-parts", "md5-parts", "readback"),
+    "put_checked": ("sha256", "crc64nvme", "md5", "nothing"),
+    "put_proof": ("sha256", "crc64nvme", "md5", "readback"),
+    "part_checked": ("sha256", "crc64nvme", "md5", "nothing"),
+    "parts_proof": ("sha256-parts", "crc64nvme", "md5-parts", "readback"),
     "create": ("atomic", "checked"),
     "create_parts": ("atomic", "checked"),
     "replace": ("atomic", "checked"),
     "remove": ("atomic", "checked", "denied"),
     "metadata": ("kept", "lost"),
 }
-"""Every capability with its possible values, the strongest first."""
+"""Every capability with its possible values, the strongest first. Which of the first two digests is preferred is told
+by ``Capabilities.checksum``."""
+ORDERS = {"sha256": ("sha256", "crc64nvme", "md5"), "crc64nvme": ("crc64nvme", "sha256", "md5")}
+"""By what the configuration prefers: the digests in the order in which they are tried."""
 
+_BY_DIGEST = frozenset({"put_checked", "put_proof", "part_checked", "parts_proof"})
 _MARK = {"quaymaster-probe": "kept"}
-_BODY = b"quaymaster probe\n"
+_BODY, _IN_PARTS = b"quaymaster probe\n", b"quaymaster probe in parts\n"
 _FOREIGN_ETAG = '"00000000000000000000000000000000"'
 
 
@@ -59,51 +66,52 @@ class Capabilities:
     replace: str
     remove: str
     metadata: str
+    checksum: str = "sha256"
+    """Which digest was preferred when this was found out."""
 
     def pins(self) -> dict[str, str]:
         return asdict(self)
 
     def downgrades(self, pins: Mapping[str, str]) -> list[str]:
-        """Where this is weaker than what was pinned, for people."""
+        """Where this is weaker than what was pinned, for people. With another preference than then, the two digests
+        that can be preferred count alike."""
+        preferred = pins.get("checksum", "sha256")  # pins of older versions do not tell
         lost = []
         for name, values in RANKS.items():
             if name == "remove":
                 continue  # a permission, which an operator may well take back; no proof depends on it
-            pinned, now = pins.get(name), getattr(self, name)
-            if pinned in values and values.index(now) > values.index(pinned):
+            pinned, now = pins.get(name, ""), getattr(self, name)
+            alike = name in _BY_DIGEST and preferred != self.checksum
+            if pinned in values and self._rank(name, now, alike) > self._rank(name, pinned, alike):
                 lost.append(f"{name.replace('_', ' ')}: {now} (was {pinned})")
         return lost
 
+    def _rank(self, name: str, value: str, alike: bool) -> int:
+        values = RANKS[name]
+        place = values.index(value)
+        if name not in _BY_DIGEST or place > 1:
+            return place
+        return 1 if alike else int((value == "crc64nvme") != (self.checksum == "crc64nvme"))
+
     @classmethod
-    def from_pins(cls, pins: Mapping[str, str]) -> Capabilities | None:
-        """What was remembered, when it is complete and known; else None."""
+    def from_pins(cls, pins: Mapping[str, str], checksum: str) -> Capabilities | None:
+        """What was remembered, when it is complete, known, and was found out with this preference; else None."""
         values = {item.name: pins.get(item.name, "") for item in fields(cls)}
-        return cls(**values) if all(values[name] in RANKS[name] for name in values) else None
+        values["checksum"] = values["checksum"] or "sha256"
+        whole = all(values[name] in ranks for name, ranks in RANKS.items())
+        return cls(**values) if whole and values["checksum"] == checksum else None
 
 
-def body_digest(level: str, body: bytes | bytearray, *, sha256: bytes | None = None) -> dict[str, str]:
-    """The request parameter that lets the server check ``body`` on arrival. An endpoint that checks nothing is sent
-    Content-MD5 all the same: every unsigned body carries a checksum."""
-    if level == "sha256":
-        return {"ChecksumSHA256": digest_text(sha256 or _sha256(body))}
-    return {"ContentMD5": digest_text(_md5(body))}
+def begun_with(level: str) -> dict[str, str]:
+    """Request parameters of CreateMultipartUpload for parts that are checked by this digest."""
+    if level == "crc64nvme":
+        return {"ChecksumAlgorithm": "CRC64NVME", "ChecksumType": "FULL_OBJECT"}
+    return {"ChecksumAlgorithm": "SHA256"} if level == "sha256" else {}
 
 
-def digest_text(digest: bytes) -> str:
-    """A digest as S3 writes it in x-amz-checksum-* and Content-MD5: base64."""
-    return base64.b64encode(digest).decode("ascii")
-
-
-def plain_etag(value: object) -> str:
-    return str(value or "").strip('"')
-
-
-def _sha256(body: bytes | bytearray) -> bytes:
-    return hashlib.sha256(body).digest()
-
-
-def _md5(body: bytes | bytearray) -> bytes:
-    return hashlib.md5(body, usedforsecurity=False).digest()
+def completed_with(level: str, whole: str) -> dict[str, str]:
+    """Request parameters of CompleteMultipartUpload that let the server check the whole, where it can."""
+    return {"ChecksumCRC64NVME": whole, "ChecksumType": "FULL_OBJECT"} if level == "crc64nvme" else {}
 
 
 def remove_left(wire: Wire, root: str) -> None:
@@ -129,6 +137,8 @@ class Probe:
     """Whole key prefix of the probe's objects; unique to this examination."""
     options: Mapping[str, Any]
     """Request parameters that every object of this destination gets (encryption, tags)."""
+    checksum: str = "sha256"
+    """The digest that is preferred: a key of :data:`ORDERS`."""
     requests: int = 0
     _found: dict[str, str] = field(default_factory=dict)
     _left: dict[tuple[str, str], None] = field(default_factory=dict)
@@ -147,7 +157,7 @@ class Probe:
                 self._found["remove"] = "denied"
         finally:
             self._clean()
-        return Capabilities(**self._found)
+        return Capabilities(**self._found, checksum=self.checksum)
 
     def _call(self, operation: str, name: str = "object", **parameters: Any) -> dict[str, Any]:
         self.requests += 1
@@ -186,101 +196,138 @@ class Probe:
 
     def _single(self) -> None:
         found = self._found
-        refused = [level for level in ("sha256", "md5") if self._checked("put_object", level, name=f"wrong-{level}")]
-        conditional, level = self._write("sha256" if "sha256" in refused else "md5")
-        found["put_checked"] = level if level in refused else "nothing"
+        conditional, level = self._write()
+        found["put_checked"] = level
         body = {"Body": _BODY, **body_digest(level, _BODY)}
         atomic = conditional and self._heeded("put_object", IfNoneMatch="*", **body)
         found["create"] = "atomic" if atomic else "checked"
         found["replace"] = "atomic" if self._heeded("put_object", IfMatch=_FOREIGN_ETAG, **body) else "checked"
-        head = self._head()
+        head = self._head(_BODY)
         kept = {name.lower(): value for name, value in head.get("Metadata", {}).items()}
         found["metadata"] = "kept" if kept.items() >= _MARK.items() else "lost"
-        if found["put_checked"] == "sha256" and head.get("ChecksumSHA256") == digest_text(_sha256(_BODY)):
-            found["put_proof"] = "sha256"
+        ours = sums(_BODY, (level, "md5"))
+        if level in PARAMETERS and head.get(PARAMETERS[level]) == ours.text(level):
+            found["put_proof"] = level
         else:
-            found["put_proof"] = "md5" if plain_etag(head.get("ETag")) == _md5(_BODY).hex() else "readback"
+            found["put_proof"] = "md5" if plain_etag(head.get("ETag")) == ours.md5.hex() else "readback"
 
-    def _write(self, strongest: str) -> tuple[bool, str]:
-        """A good object, with as much as the endpoint takes: (If-None-Match accepted, digest accepted)."""
-        error: TransferError | None = None
-        levels = ("sha256", "md5") if strongest == "sha256" else ("md5",)
-        for conditional, level in ((c, level) for c in (True, False) for level in levels):
-            condition = {"IfNoneMatch": "*"} if conditional else {}
-            parameters = {"Metadata": _MARK, **condition, **self.options, **body_digest(level, _BODY)}
+    def _write(self) -> tuple[bool, str]:
+        """A good object, with as much as the endpoint takes: (If-None-Match accepted, digest that it checks)."""
+        errors: list[TransferError] = []
+        for level in ORDERS[self.checksum]:
+            # One that it does not know is refused as well: then the right one is not accepted either.
+            if self._checked("put_object", level, name=f"wrong-{level}"):
+                conditional = self._written(level, errors)
+                if conditional is not None:
+                    return conditional, level
+        conditional = self._written("nothing", errors)
+        if conditional is None:
+            raise errors[0]
+        return conditional, "nothing"
+
+    def _written(self, level: str, errors: list[TransferError]) -> bool | None:
+        """Whether it takes a good object with If-None-Match; None when it takes none with this digest."""
+        for condition in ({"IfNoneMatch": "*"}, dict[str, str]()):
             try:
-                self._call("put_object", Body=_BODY, **parameters)
+                self._call(
+                    "put_object", Body=_BODY, Metadata=_MARK, **condition, **self.options, **body_digest(level, _BODY)
+                )
+                return bool(condition)
             except (DestinationMissing, PermissionDenied, TemporaryError):
                 raise
             except TransferError as refusal:
-                error = error or refusal
-            else:
-                return conditional, level
-        assert error is not None
-        raise error
+                errors.append(refusal)
+        return None
 
     def _parts(self) -> None:
-        """A multipart upload onto the object that is already there: first forbidden to replace it, then allowed."""
-        found = self._found
-        level = found["put_checked"]
-        self._begin_upload()
-        part = {"PartNumber": 1, "UploadId": self._upload}
-        checked = level != "nothing" and self._checked("upload_part", level, **part)
-        found["part_checked"] = level if checked else "nothing"
-        done = self._send_part(level)
-        found["create_parts"] = "checked"
-        if found["create"] == "atomic":
-            # A server that gives the upload up when the condition fails heeded it all the same.
-            if self._heeded("complete_multipart_upload", IfNoneMatch="*", **self._completion(done)):
-                found["create_parts"] = "atomic"
-                try:
-                    self._call("complete_multipart_upload", **self._completion(done))
-                except UploadGone:
-                    self._begin_upload()
-                    self._call("complete_multipart_upload", **self._completion(self._send_part(level)))
+        """A multipart upload onto the object that is already there: first forbidden to replace it, then allowed. With
+        the first digest, from that of a single object on, that is checked for parts too."""
+        order, single = ORDERS[self.checksum], self._found["put_checked"]
+        for level in order[order.index(single) :] if single in order else ():
+            try:
+                if self._in_parts(level):
+                    break
+            except (DestinationMissing, PermissionDenied):
+                raise
+            except (IntegrityError, PermanentError):
+                pass  # it does not know this one for parts
+            self._forget_upload()
         else:
-            self._call("complete_multipart_upload", **self._completion(done))
+            self._in_parts("nothing")
         self._upload = ""
-        found["parts_proof"] = self._parts_proof()
+        self._found["parts_proof"] = self._parts_proof()
 
-    def _begin_upload(self) -> None:
-        algorithm = {"ChecksumAlgorithm": "SHA256"} if self._found["put_checked"] == "sha256" else {}
-        self._upload = str(self._call("create_multipart_upload", **algorithm, **self.options)["UploadId"])
+    def _in_parts(self, level: str) -> bool:
+        """False when this digest is not checked."""
+        self._begin_upload(level)
+        part = {"PartNumber": 1, "UploadId": self._upload}
+        if level != "nothing" and not self._checked("upload_part", level, **part):
+            return False
+        self._found["part_checked"] = level
+        done = self._send_part(level)
+        # A server that gives the upload up when the condition fails heeded it all the same.
+        heeded = done_already = False
+        if self._found["create"] == "atomic":
+            try:
+                self._call("complete_multipart_upload", IfNoneMatch="*", **done)
+                done_already = True
+            except Conflict:
+                heeded = True
+            except (DestinationMissing, PermissionDenied):
+                raise
+            except PermanentError:
+                pass
+        self._found["create_parts"] = "atomic" if heeded else "checked"
+        if not done_already:
+            try:
+                self._call("complete_multipart_upload", **done)
+            except UploadGone:
+                self._begin_upload(level)
+                self._call("complete_multipart_upload", **self._send_part(level))
+        return True
+
+    def _begin_upload(self, level: str) -> None:
+        self._upload = str(self._call("create_multipart_upload", **begun_with(level), **self.options)["UploadId"])
 
     def _send_part(self, level: str) -> dict[str, Any]:
-        digest = body_digest(level, _BODY)
-        answer = self._call("upload_part", PartNumber=1, UploadId=self._upload, Body=_BODY, **digest)
-        sums = {name: value for name, value in digest.items() if name == "ChecksumSHA256"}
-        return {"PartNumber": 1, "ETag": answer["ETag"], **sums}
-
-    def _completion(self, part: Mapping[str, Any]) -> dict[str, Any]:
-        return {"UploadId": self._upload, "MultipartUpload": {"Parts": [part]}}
+        """What completes the upload of this one part."""
+        digest = body_digest(level, _IN_PARTS)
+        answer = self._call("upload_part", PartNumber=1, UploadId=self._upload, Body=_IN_PARTS, **digest)
+        told = {PARAMETERS[level]: digest[PARAMETERS[level]]} if level in PARAMETERS else {}
+        whole = completed_with(level, told.get(PARAMETERS["crc64nvme"], ""))
+        part = {"PartNumber": 1, "ETag": answer["ETag"], **told}
+        return {"UploadId": self._upload, "MultipartUpload": {"Parts": [part]}, **whole}
 
     def _parts_proof(self) -> str:
-        head = self._head()
-        if (
-            self._found["part_checked"] == "sha256"
-            and head.get("ChecksumSHA256") == digest_text(_sha256(_sha256(_BODY))) + "-1"
-        ):
+        head, level = self._head(_IN_PARTS), self._found["part_checked"]
+        ours = sums(_IN_PARTS, (level, "md5"))
+        if level == "sha256" and head.get("ChecksumSHA256") == sums(ours.sha256, ("sha256",)).text("sha256") + "-1":
             return "sha256-parts"
-        return "md5-parts" if plain_etag(head.get("ETag")) == _md5(_md5(_BODY)).hex() + "-1" else "readback"
+        if level == "crc64nvme" and head.get("ChecksumCRC64NVME") == ours.text(level):
+            return level
+        of_parts = sums(ours.md5, ("md5",)).md5.hex() + "-1"
+        return "md5-parts" if plain_etag(head.get("ETag")) == of_parts else "readback"
 
-    def _head(self) -> dict[str, Any]:
+    def _head(self, body: bytes) -> dict[str, Any]:
         try:
             head = self._call("head_object", ChecksumMode="ENABLED")
         except AbsentError:
             head = {}
-        if head.get("ContentLength") != len(_BODY):
+        if head.get("ContentLength") != len(body):
             where = self.wire.where()
             raise NotSupported(f"{where} does not show what was just stored", "The endpoint is not consistent: mend it")
         return head
 
     def _clean(self) -> None:
         """Remove what was written, whatever happened. Credentials that may not delete leave it there."""
-        if self._upload:
-            self._quietly("abort_multipart_upload", "object", UploadId=self._upload)
+        self._forget_upload()
         for name, version in reversed(list(self._left)):
             self._quietly("delete_object", name, **({"VersionId": version} if version else {}))
+
+    def _forget_upload(self) -> None:
+        if self._upload:
+            self._quietly("abort_multipart_upload", "object", UploadId=self._upload)
+            self._upload = ""
 
     def _quietly(self, operation: str, name: str, **parameters: Any) -> None:
         try:

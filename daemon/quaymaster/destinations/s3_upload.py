@@ -7,18 +7,22 @@ import functools
 import hashlib
 import json
 import threading
+from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
+from quaymaster.destinations import crc64
 from quaymaster.destinations.base import Put
 from quaymaster.destinations.s3_claim import Claim
 from quaymaster.destinations.s3_objects import Held, Objects, held_parts, sent_metadata
 from quaymaster.destinations.s3_pace import Pace
+from quaymaster.destinations.s3_part import send_part
 from quaymaster.destinations.s3_plan import MOST_PARTS, Expected, Part, Plan
-from quaymaster.destinations.s3_probe import Capabilities, body_digest, digest_text, plain_etag
+from quaymaster.destinations.s3_probe import Capabilities, begun_with, completed_with
+from quaymaster.destinations.s3_sums import PARAMETERS, Sums, joined, plain_etag, sums
 from quaymaster.destinations.s3_wire import Busy, UploadGone
 from quaymaster.errors import (
     Conflict,
@@ -55,7 +59,6 @@ class S3Upload:
     """Told when the server no longer says what the probe saw it say."""
     jitter: Callable[[], float]
     token: Callable[[], str]
-    _buffer: bytearray = field(default_factory=bytearray)
     _size: int = 0
     _upload_id: str = ""
     _begun: bool = False
@@ -75,6 +78,8 @@ class S3Upload:
         self._room = threading.Semaphore(self.plan.buffers - 1)  # the first buffer is there already
         self._stop = threading.Event()
         self._token = self.token()
+        self._spare: deque[bytearray] = deque()
+        self._buffer, self._filled = bytearray(min(self.put.size_bound, self.plan.part_size)), 0
         self._whole = hashlib.sha256()
         self._turn = threading.Condition()
         self._hashed = 0
@@ -97,10 +102,12 @@ class S3Upload:
         while rest:
             if self._failure:
                 raise self._failure
-            if len(self._buffer) == self.plan.part_size:
-                self._send_buffer()
-            piece = rest[: self.plan.part_size - len(self._buffer)]
-            self._buffer += piece
+            if self._filled == len(self._buffer):
+                self._make_room()
+            piece = rest[: len(self._buffer) - self._filled]
+            # Through a view: a bytearray would make a copy of its own first.
+            memoryview(self._buffer)[self._filled : self._filled + len(piece)] = piece
+            self._filled += len(piece)
             self._size += len(piece)
             rest = rest[len(piece) :]
 
@@ -115,7 +122,7 @@ class S3Upload:
     def published(self, digests: Digests, answer: Mapping[str, Any]) -> Stored:
         """As :meth:`publish`, when what was written has been made visible already by a PutObject with this answer
         (its ``ETag`` and ``VersionId``)."""
-        stored = self._proven(answer, self._expected_single(digests)[0])
+        stored = self._proven(answer, self._expected_single(digests, {})[0])
         self._closed = True
         self._release()
         return stored
@@ -151,8 +158,18 @@ class S3Upload:
 
     # Sending
 
+    def _make_room(self) -> None:
+        """Send what is full, and wait until another buffer may be had: one that was sent already, if there is one,
+        since its memory need not be had from the kernel again."""
+        if self._filled == self.plan.part_size:
+            self._send_buffer()
+        if self._sent and not self._buffer:
+            self._room.acquire()
+            self._buffer = self._spare.popleft() if self._spare else bytearray(self.plan.part_size)
+        else:  # more comes than was announced
+            self._buffer += bytes(self.plan.part_size - self._filled)
+
     def _send_buffer(self) -> None:
-        """Hand the full buffer to the pool and take a new one, waiting until one may be had."""
         if self._pool is None:
             self._open()
         number = len(self._sent) + 1
@@ -162,10 +179,8 @@ class S3Upload:
                 "Retry the job when the file no longer grows",
             )
         assert self._pool is not None
-        body, self._buffer = self._buffer, bytearray()
-        self._sent.append(self._pool.submit(self._send, number, body))
-        del body
-        self._room.acquire()
+        self._sent.append(self._pool.submit(self._send, number, self._buffer, self._filled))
+        self._buffer, self._filled = bytearray(), 0
 
     def _open(self) -> None:
         """Find out what there is already, and begin or go on."""
@@ -190,58 +205,56 @@ class S3Upload:
         self._tell("upload-resumed", text, Level.INFO)
 
     def _create(self) -> None:
-        algorithm = {"ChecksumAlgorithm": "SHA256"} if self.able.part_checked == "sha256" else {}
-        fixed = self._fixed(self.put.metadata)
+        fixed = self._fixed(self.put.metadata) | begun_with(self.able.part_checked)
         self._begun = True
         self.put.note(self.resume_token)
         # Only after an answer: one that was lost may have made an upload, which a second one would hide. The next run
         # of the job looks for it (S3.abandon).
         answer = self._tried(
-            lambda: self.objects.wire.call("create_multipart_upload", self._key, **algorithm, **fixed), again=(Busy,)
+            lambda: self.objects.wire.call("create_multipart_upload", self._key, **fixed), again=(Busy,)
         )
         self._upload_id = str(answer["UploadId"])
         self.put.note(self.resume_token)
 
-    def _send(self, number: int, body: bytearray) -> Part:
+    def _send(self, number: int, buffer: bytearray, length: int) -> Part:
+        body = memoryview(buffer)[:length]
         try:
-            self._hash_in_turn(number, body)
-            sha256, md5 = hashlib.sha256(body).digest(), b""
-            if "md5" in (self.able.part_checked, self.able.parts_proof.removesuffix("-parts")):
-                md5 = hashlib.md5(body, usedforsecurity=False).digest()
-            return Part(
-                number, self._arrived(number, body, sha256) or self._delivered(number, body, sha256), sha256, md5
+            if not self.put.tells_crc:
+                self._hash_in_turn(number, body)
+            held = self._held.get(number)
+            level = held.level(self.able.part_checked) if held else self.able.part_checked
+            made = sums(
+                body, {level, self.able.part_checked, self.able.parts_proof.removesuffix("-parts"), "crc64nvme"}
             )
+            if held and held.holds(made, level):
+                return Part(number, held.etag, made)
+            return Part(number, self._delivered(number, body, made), made)
         except Exception as error:
             self._failure = self._failure or error
             self._stop.set()
             raise
         finally:
+            self._spare.append(buffer)
             self._room.release()
 
-    def _arrived(self, number: int, body: bytearray, sha256: bytes) -> str:
-        """The ETag of this part when the server has it already."""
-        held = self._held.get(number)
-        return held.etag if held and held.holds(body, sha256) else ""
-
-    def _delivered(self, number: int, body: bytearray, sha256: bytes) -> str:
+    def _delivered(self, number: int, body: memoryview, made: Sums) -> str:
         """Send the part; its ETag."""
         if self._taken:
             return ""
-        digest = body_digest(self.able.part_checked, body, sha256=sha256)
-        part = {"UploadId": self._upload_id, "PartNumber": number, "Body": body, **digest}
+        digest = made.parameters(self.able.part_checked)
 
         def send() -> str:
             with self.pace.turn(len(body), self._stop) as mine:
                 if not mine:
                     raise self._given_up()
-                return str(self.objects.wire.call("upload_part", self._key, **part)["ETag"])
+                return send_part(self.objects.wire, self._key, self._upload_id, number, body, digest)
 
         return self._tried(send)
 
     def _given_up(self) -> Unreachable:
         return Unreachable(f"The upload of {self._where} was given up")
 
-    def _hash_in_turn(self, number: int, body: bytearray) -> None:
+    def _hash_in_turn(self, number: int, body: memoryview) -> None:
         """The digest of the whole, part after part, while other parts are sent: the writer does not wait for it.
         Parts start in order, so the one whose turn it is always runs."""
         with self._turn:
@@ -276,9 +289,10 @@ class S3Upload:
     # Making it visible
 
     def _publish_single(self, digests: Digests, metadata: Mapping[str, str]) -> Stored:
+        expected, made = self._expected_single(digests, metadata)
         body = self._buffer
-        expected, sha256 = self._expected_single(digests)
-        digest = body_digest(self.able.put_checked, body, sha256=sha256)
+        del body[self._filled :]
+        digest = made.parameters(self.able.put_checked)
         fixed = self._fixed(metadata)
         return self._commit(
             lambda condition: self.objects.wire.call(
@@ -288,30 +302,29 @@ class S3Upload:
             self.able.create,
         )
 
-    def _expected_single(self, digests: Digests) -> tuple[Expected, bytes]:
-        sha256 = hashlib.sha256(self._buffer).digest()
-        self._require(digests, sha256)
-        md5 = hashlib.md5(self._buffer, usedforsecurity=False).hexdigest() if self.able.put_proof == "md5" else ""
-        return Expected(digests, self.able.put_proof, digest_text(sha256), md5), sha256
+    def _expected_single(self, digests: Digests, metadata: Mapping[str, str]) -> tuple[Expected, Sums]:
+        with memoryview(self._buffer) as buffer, buffer[: self._filled] as body:
+            made = sums(body, {self._followed_by, self.able.put_checked, self.able.put_proof} - {"readback"})
+        self._require(digests, made.sha256, made.crc64nvme)
+        return Expected.of_one(digests, self.able.put_proof, made, metadata.get("quaymaster-sha256", "")), made
 
     def _publish_parts(self, digests: Digests) -> Stored:
-        if self._buffer:
+        if self._filled:
             self._send_buffer()
         parts = [part.result() for part in self._sent]
-        self._require(digests, self._whole.digest())
-        composite = hashlib.sha256(b"".join(part.sha256 for part in parts)).digest()
-        md5 = hashlib.md5(b"".join(part.md5 for part in parts), usedforsecurity=False).hexdigest()
-        tail = f"-{len(parts)}"
-        expected = Expected(digests, self.able.parts_proof, digest_text(composite) + tail, md5 + tail)
+        made, level = [part.sums for part in parts], self.able.part_checked
+        self._require(digests, self._whole.digest(), joined(made))
+        source = self.put.metadata.get("quaymaster-sha256", "")
+        expected = Expected.of_parts(digests, self.able.parts_proof, made, source)
         if self._taken:
             return self._publish_nothing(expected)
-        checked = self.able.part_checked == "sha256"
         listed = [
             {"PartNumber": part.number, "ETag": part.etag}
-            | ({"ChecksumSHA256": digest_text(part.sha256)} if checked else {})
+            | (part.sums.parameters(level) if level in PARAMETERS else {})
             for part in parts
         ]
-        upload = {"UploadId": self._upload_id, "MultipartUpload": {"Parts": listed}}
+        upload: dict[str, Any] = {"UploadId": self._upload_id, "MultipartUpload": {"Parts": listed}}
+        upload |= completed_with(level, expected.crc64nvme)
         return self._commit(
             lambda condition: self.objects.wire.call("complete_multipart_upload", self._key, **upload, **condition),
             expected,
@@ -324,12 +337,21 @@ class S3Upload:
             raise Unreachable(f"{self._where} was there when it began and is gone now", "It is sent again")
         return self._adopted(present, expected) or self._refuse(present)
 
-    def _require(self, digests: Digests, sha256: bytes) -> None:
+    @property
+    def _followed_by(self) -> str:
+        """The digest that ties what is sent to what the caller read."""
+        return "crc64nvme" if self.put.tells_crc else "sha256"
+
+    def _require(self, digests: Digests, sha256: bytes, crc64nvme: int) -> None:
         """What was given to write() is what the caller hashed; nothing is visible yet if not."""
-        if self._size != digests.size or sha256.hex() != digests.sha256:
+        if self.put.tells_crc:
+            name, found, wanted = "CRC-64/NVME", crc64.shown(crc64nvme), crc64.shown(digests.crc64nvme)
+        else:
+            name, found, wanted = "SHA-256", sha256.hex(), digests.sha256
+        if self._size != digests.size or found != wanted:
             raise IntegrityError(
-                f"The bytes for {self._where} are not those that were read before: {self._size} bytes with SHA-256 "
-                f"{sha256.hex()} instead of {digests.size} with {digests.sha256}",
+                f"The bytes for {self._where} are not those that were read before: {self._size} bytes with {name} "
+                f"{found} instead of {digests.size} with {wanted}",
                 "They are read again; if it happens again, test this host's memory",
             )
 
@@ -464,7 +486,8 @@ class S3Upload:
         return " and was removed again"
 
     def _release(self) -> None:
-        self._buffer = bytearray()
+        self._buffer, self._filled = bytearray(), 0
+        self._spare.clear()
         if self._pool:
             self._pool.shutdown(wait=True, cancel_futures=True)
             self._pool = None

@@ -16,7 +16,7 @@ from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, Protocol
 
 from quaymaster import __version__
-from quaymaster.destinations.s3_line import Lines, Road
+from quaymaster.destinations.s3_line import WIDEST, Lines, Road
 from quaymaster.destinations.s3_signature import Credentials, Keys
 from quaymaster.errors import (
     ConfigError,
@@ -75,6 +75,8 @@ class Settings(Protocol):
     def addressing(self) -> str: ...
     @property
     def part_size(self) -> int: ...
+    @property
+    def checksum(self) -> str: ...
     @property
     def storage_class(self) -> str | None: ...
     @property
@@ -203,14 +205,13 @@ class Wire:
         if lines is not None:
             lines.close()
 
-    def lines(self, most: int) -> Lines[int] | None:
-        """The short way for small objects, ``most`` connections wide; None where only the library knows one. Raises
-        TransferError."""
+    def lines(self) -> Lines[int] | None:
+        """The short way for bytes; None where only the library knows one. Raises TransferError."""
         with self.translated():
             client = self._connected()
             with self._lock:
                 if self._lines is None and (road := self._road(client)) is not None:
-                    self._lines = Lines(road, most)
+                    self._lines = Lines(road, min(WIDEST, self._connections))
                 return self._lines
 
     def _road(self, client: S3Client) -> Road | None:
@@ -243,10 +244,13 @@ class Wire:
             read_timeout=self.settings.read_timeout,
         )
 
-    def refused(self, status: int, headers: Mapping[str, str], key: str) -> TransferError:
-        """What an answer without the library means, as far as its status tells."""
-        response = {"Error": {}, "ResponseMetadata": {"HTTPStatusCode": status, "HTTPHeaders": headers}}
-        return refused(response, self.where(key), self._credential_source())
+    def refused(self, status: int, headers: Mapping[str, str], key: str, body: bytes = b"") -> TransferError:
+        """What an answer without the library means."""
+        reply = {"HTTPStatusCode": status, "HTTPHeaders": headers}
+        ours = refused({"Error": error_in(body), "ResponseMetadata": reply}, self.where(key), self._credential_source())
+        if isinstance(ours, PermissionDenied):
+            self.close()  # rotated credentials are read again at the next request
+        return ours
 
     def _connected(self) -> S3Client:
         with self._lock:
@@ -341,6 +345,24 @@ def _keys_of(given: Credentials | None, core: Any) -> Callable[[], Keys | None]:
         return Keys(frozen.access_key, frozen.secret_key, frozen.token)
 
     return current
+
+
+def error_in(body: bytes) -> dict[str, str]:
+    """Code and message of an error's text ("Error responses", S3 API reference); empty where it tells none."""
+    told = dict.fromkeys(("Code", "Message"), "")
+    if body:
+        from xml.etree import ElementTree
+
+        try:
+            # Entities are not expanded from outside by this parser, and an answer is of bounded size.
+            root = ElementTree.fromstring(body)  # noqa: S314
+        except ElementTree.ParseError:
+            return told
+        for element in root.iter():
+            name = element.tag.rpartition("}")[2]
+            if name in told:
+                told[name] = element.text or ""
+    return told
 
 
 def refused(response: Any, where: str, source: str) -> TransferError:

@@ -19,11 +19,12 @@ from __future__ import annotations
 import functools
 import hashlib
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from time import perf_counter
 from typing import TypeVar
 
+from quaymaster.destinations import crc64
 from quaymaster.errors import IntegrityError
 from quaymaster.model import Compression, Digests
 from quaymaster.pipeline import formats
@@ -62,9 +63,11 @@ class Recipe:
     """Seconds without progress of the compressor. In the INLINE layout it is noticed once the compressor returns."""
     others: tuple[str, ...] = ()
     """Names of further digests (hashlib's), recorded beside SHA-256."""
-    known: str = ""
-    """SHA-256 of the source from an earlier reading, when those who take the stored bytes prove them against it: what
-    goes as it is is then not hashed once more."""
+    known: Digests | None = None
+    """Of the source from an earlier reading, with its CRC-64/NVME, when those who take the stored bytes prove them
+    against that: what goes as it is is then not hashed once more."""
+    crc: bool = False
+    """Whether the CRC-64/NVME of the stored bytes is made too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,8 +162,9 @@ def encode(
 class _Hasher:
     """SHA-256 and whatever digests stand beside it, over one run of bytes."""
 
-    def __init__(self, others: tuple[str, ...]) -> None:
+    def __init__(self, others: tuple[str, ...], crc: bool = False) -> None:
         self.size = 0
+        self._crc = 0 if crc else None
         self._sha256 = hashlib.sha256()
         self._others = {name: hashlib.new(name, usedforsecurity=False) for name in others if name != "sha256"}
 
@@ -168,25 +172,27 @@ class _Hasher:
         self._sha256.update(data)
         for other in self._others.values():
             other.update(data)
+        if self._crc is not None:
+            self._crc = crc64.crc64nvme(data, self._crc)
         self.size += len(data)
 
     def result(self) -> Digests:
         others = {name: other.hexdigest() for name, other in self._others.items()}
-        return Digests(self.size, self._sha256.hexdigest(), others)
+        return Digests(self.size, self._sha256.hexdigest(), others, self._crc)
 
 
 class _Known(_Hasher):
     """Only counts bytes whose digest is known, and proven elsewhere."""
 
-    def __init__(self, sha256: str) -> None:
+    def __init__(self, known: Digests) -> None:
         super().__init__(())
-        self._known = sha256
+        self._known = known
 
     def update(self, data: bytes | memoryview) -> None:
         self.size += len(data)
 
     def result(self) -> Digests:
-        return Digests(self.size, self._known)
+        return replace(self._known, size=self.size)
 
 
 class _Pass:
@@ -200,7 +206,7 @@ class _Pass:
         size: int,
     ) -> None:
         self.read, self.write, self.recipe, self.size = read, write, recipe, size
-        self.source = self.stored = _Known(recipe.known) if recipe.known else _Hasher(recipe.others)
+        self.source = self.stored = _Known(recipe.known) if recipe.known else _Hasher(recipe.others, recipe.crc)
         self.seconds: dict[str, float] = {}
 
     def steps(self, stages: Stages) -> Iterator[int]:
@@ -259,8 +265,8 @@ class _CompressingPass(_Pass):
         size: int,
         compressor: Callable[[Compression, int, int, int], Compressor],
     ) -> None:
-        super().__init__(read, write, recipe, size)
-        self.stored = _Hasher(recipe.others)
+        super().__init__(read, write, replace(recipe, crc=False), size)
+        self.stored = _Hasher(recipe.others, recipe.crc)
         self._compressor = compressor
         self._expanded = hashlib.sha256()
 

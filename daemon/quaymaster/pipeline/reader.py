@@ -8,9 +8,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
+from quaymaster.destinations import crc64
 from quaymaster.destinations.ahead import in_order
 from quaymaster.errors import IntegrityError, SourceChanged
-from quaymaster.model import Identity
+from quaymaster.model import Digests, Identity
 from quaymaster.pipeline.budget import Cancelled
 from quaymaster.source import Pulse, Root, identity_of, source_error
 
@@ -20,13 +21,15 @@ PIECE = 1 << 20
 
 @dataclass(slots=True)
 class Reader:
-    """An open source. ``known_sha256`` is its digest where an earlier reading (of the network original) gave one."""
+    """An open source. ``known_sha256`` is its digest where an earlier reading (of the network original) gave one,
+    ``known_crc64nvme`` the CRC-64/NVME of the same reading where it was made."""
 
     descriptor: int
     size: int
     mode: int
     shown: str
     known_sha256: str = ""
+    known_crc64nvme: int | None = None
     pulse: Pulse = field(default_factory=Pulse)
 
     def pieces(
@@ -59,13 +62,24 @@ class Reader:
         except OSError as error:
             raise source_error(error, self.shown) from None
 
+    def known(self) -> Digests | None:
+        """Both digests of an earlier reading."""
+        if not self.known_sha256 or self.known_crc64nvme is None:
+            return None
+        return Digests(self.size, self.known_sha256, crc64nvme=self.known_crc64nvme)
+
     def digest(self, cancelled: Callable[[], bool]) -> str:
         """SHA-256 of the content, by reading it once."""
-        total = hashlib.sha256()
+        return self.digests(cancelled, crc=False).sha256
+
+    def digests(self, cancelled: Callable[[], bool], *, crc: bool) -> Digests:
+        """The same, and if asked for the CRC-64/NVME too."""
+        total, running = hashlib.sha256(), 0
         read = self.pieces(cancelled)
         while data := read():
             total.update(data)
-        return total.hexdigest()
+            running = crc64.crc64nvme(data, running) if crc else 0
+        return Digests(self.size, total.hexdigest(), crc64nvme=running if crc else None)
 
 
 @contextmanager

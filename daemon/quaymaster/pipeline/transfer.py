@@ -116,6 +116,10 @@ _BESIDES = 512 << 10
 """Bytes that a file in flight takes besides its buffers: its thread, its connections, what libraries keep for them."""
 
 
+_READ_FIRST = ("source_sha256", "source_crc64nvme")
+"""What a job's checkpoint holds of the first reading of its source."""
+
+
 @dataclass(slots=True)
 class _Plan:
     compression: Compression
@@ -228,16 +232,17 @@ class Transfer:
             self.bounds.compressing.lend(threads, self._in_turn),
             self._memory(codec.memory_needed(recipe, source.size), bound, [d for _, d in chosen]) as spare,
         ):
+            by_crc = all(d.by_crc(bound) for _, d in chosen)
             if any(d.metadata_first(bound) for _, d in chosen):
-                self._hash_first(source)
-            if plan.compression is Compression.NONE and not recipe.others:
-                # An upload in parts hashes what it sends once more itself, and publishes nothing else.
-                proven = all(d.metadata_first(bound) for _, d in chosen)
-                recipe = replace(recipe, known=source.known_sha256 if proven else "")
-            self._legs = [_Leg(name, destination) for name, destination in chosen]
+                recipe = replace(recipe, crc=True)
+                self._hash_first(source, crc=by_crc)
+            if plan.compression is Compression.NONE and not recipe.others and by_crc:
+                # Uploads in parts hold what they send against the first reading, and publish nothing else.
+                recipe = replace(recipe, known=source.known())
+            self._legs, crc = [_Leg(name, destination) for name, destination in chosen], recipe.crc
             try:
                 for leg in self._legs:
-                    self._guarded(leg, lambda leg=leg: self._begin(leg, source, plan, spare))  # type: ignore[misc]
+                    self._guarded(leg, lambda leg=leg: self._begin(leg, source, plan, spare, crc))  # type: ignore[misc]
                 self._raise_if_all_failed()
                 encoded = self._encode(source, recipe)
                 self._check_source(source, encoded.source)
@@ -246,7 +251,7 @@ class Transfer:
                 self._publish_all(source, what)
                 if recipe.known and any(isinstance(leg.error, IntegrityError) for leg in self._legs):
                     # Perhaps the first reading was wrong. What was published stays noted: it may have to be recalled.
-                    self._checkpoint({k: left for k, left in self.job.checkpoint.items() if k != "source_sha256"})
+                    self._checkpoint({k: left for k, left in self.job.checkpoint.items() if k not in _READ_FIRST})
             except (Cancelled, StoreError, TemporaryError):
                 for leg in self._legs:
                     self._suspend(leg)
@@ -256,13 +261,16 @@ class Transfer:
                     self._abort(leg)
         self._raise_worst()
 
-    def _hash_first(self, source: reader.Reader) -> None:
+    def _hash_first(self, source: reader.Reader, *, crc: bool) -> None:
         """The source's digest before the pass, from the job's checkpoint when an earlier run read it already."""
         left = self.job.checkpoint
-        source.known_sha256 = source.known_sha256 or str(left.get("source_sha256", ""))
+        if not source.known_sha256 and "source_sha256" in left:
+            source.known_sha256, source.known_crc64nvme = str(left["source_sha256"]), left.get("source_crc64nvme")
         if not source.known_sha256:
-            source.known_sha256 = source.digest(self.cancelled)
-            self._checkpoint({**left, "source_sha256": source.known_sha256})
+            found = source.digests(self.cancelled, crc=crc)
+            source.known_sha256, source.known_crc64nvme = found.sha256, found.crc64nvme
+            read = dict(zip(_READ_FIRST, (found.sha256, found.crc64nvme), strict=True))
+            self._checkpoint({**left, **{name: value for name, value in read.items() if value is not None}})
 
     def _checkpoint(self, left: dict[str, Any]) -> None:
         self.store.checkpoint(self.job, Stage.TRANSFER, left)
@@ -320,7 +328,7 @@ class Transfer:
         with self.bounds.memory.lend(least, self._in_turn, min(most, self.bounds.share())) as lent:
             yield max(0, lent - least) // len(destinations)
 
-    def _begin(self, leg: _Leg, source: reader.Reader, plan: _Plan, spare: int) -> None:
+    def _begin(self, leg: _Leg, source: reader.Reader, plan: _Plan, spare: int, crc: bool) -> None:
         leg.key, older = self._target(leg.name, plan.compression)
         put = Put(
             key=leg.key,
@@ -330,6 +338,7 @@ class Transfer:
             mtime_ns=self._version.identity.mtime_ns,
             mode=source.mode,
             memory=leg.destination.memory_least(source.size) + spare,
+            tells_crc=crc,
             note=lambda token: self._note(leg, token),
         )
         if self._several:

@@ -96,7 +96,7 @@ def _bucket(pair: Pair) -> dict[str, Any]:
     values.plain_endpoint(given["endpoint_url"])
     return given | {
         "type": "s3", "region": None, "ca_bundle": None, "addressing": "auto", "part_size": values.PART_SIZE,
-        "storage_class": None, "sse": None, "sse_kms_key": None, "tags": {},
+        "checksum": "sha256", "storage_class": None, "sse": None, "sse_kms_key": None, "tags": {},
         "connect_timeout": values.CONNECT_TIMEOUT, "read_timeout": values.READ_TIMEOUT,
     }  # fmt: skip
 

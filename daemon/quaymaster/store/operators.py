@@ -13,7 +13,6 @@ from quaymaster.store.control import Control
 from quaymaster.store.jobs import Filter, Held
 from quaymaster.store.room import Room
 
-
 _STEERED_AT_ONCE = 500
 """Jobs that an operator's word changes in one commit."""
 

@@ -181,6 +181,7 @@ def test_the_defaults_are_those_of_the_product(site):
         "prefix": "",
         "addressing": "auto",
         "part_size": 16 * MIB,
+        "checksum": "sha256",
         "tags": {},
         "connect_timeout": 10.0,
         "read_timeout": 60.0,

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from quaymaster.destinations import crc64
 from quaymaster.errors import IntegrityError, SourceUnavailable
 from quaymaster.model import Compression, Digests
 from quaymaster.pipeline import codec, formats
@@ -134,12 +135,23 @@ def test_bytes_that_go_as_they_are_are_hashed_once_for_both_sides() -> None:
 
 
 def test_a_digest_that_others_prove_is_taken_as_it_is_but_the_size_is_counted() -> None:
-    data, known = text(3 << 20), "ab" * 32
+    data = text(3 << 20)
+    known = Digests(len(data), "ab" * 32, crc64nvme=7)
     stored, encoded = run(data, Recipe(Compression.NONE, known=known))
     assert stored == data
-    assert encoded.source == encoded.stored == Digests(len(data), known)
+    assert encoded.source == encoded.stored == known
+    assert encoded.stored.crc64nvme == 7
     with pytest.raises(IntegrityError, match="instead of"):
         encode(cut(data, PIECE), lambda _: None, Recipe(Compression.NONE, known=known), size=len(data) + 1)
+
+
+@pytest.mark.parametrize("compression", Compression)
+def test_the_crc_that_is_asked_for_is_that_of_the_stored_bytes(compression: Compression) -> None:
+    data = text(3 << 20)
+    for layout in LAYOUTS:
+        stored, encoded = run(data, Recipe(compression, layout=layout, crc=True))
+        assert encoded.stored.crc64nvme == crc64.crc64nvme(stored)
+        assert encoded.source.crc64nvme in (None, encoded.stored.crc64nvme)
 
 
 def test_weaker_digests_stand_beside_sha256_on_both_sides() -> None:
