@@ -92,7 +92,7 @@ def untold(context: click.Context, incomplete: str) -> Iterable[CompletionItem]:
 
 
 def units(*states: str) -> Offer:
-    """Directories that are units in these states, or in any, and directories."""
+    """Directories that are units in these states, or in any; where none fits, directories."""
 
     @_offer
     def offer(context: click.Context, incomplete: str) -> Iterable[CompletionItem]:
@@ -106,7 +106,8 @@ def units(*states: str) -> Offer:
         paths = [(os.path.join(watches[u.watch], u.path), u.state) for u in known if u.watch in watches]
         found = [(os.fsdecode(path), state) for path, state in paths if _PLAIN.fullmatch(path)]
         named = [CompletionItem(path, help=f"{state} unit") for path, state in found if path.startswith(incomplete)]
-        return [_directory(incomplete), *named[:_MOST]]
+        # Not beside directories: zsh takes the same path, offered in two ways, for two, and then completes neither.
+        return named[:_MOST] or [_directory(incomplete)]
 
     return offer
 

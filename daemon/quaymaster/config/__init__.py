@@ -15,6 +15,7 @@ Each is imported when a name of it is first asked for: checking a configuration 
 
 from __future__ import annotations
 
+import signal
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -73,7 +74,12 @@ def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     room = next((room for room, names in _ELSEWHERE.items() if name in names), "schema")
-    module = import_module(f"{__name__}.{room}")
+    # Ctrl-C while models are built would come out of pydantic as an error of its own: it waits until they are.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        module = import_module(f"{__name__}.{room}")
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
     # All of them at once: the import has put the module "load" where its function is to be.
     globals().update({each: getattr(module, each) for each in _ELSEWHERE.get(room, (name,))})
     return globals()[name]

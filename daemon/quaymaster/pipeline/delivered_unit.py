@@ -9,10 +9,11 @@ from __future__ import annotations
 import hashlib
 import tempfile
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import IO
 
 from quaymaster.destinations.base import Destination
@@ -29,6 +30,10 @@ _MOST_GENERATIONS = 1000
 """Of one unit with on_change other than "replace", that are looked for."""
 _AHEAD = 8
 """Files for each thread that are asked for before the first of them is answered."""
+
+_FEW, _MOST_LISTED = 32, 200_000
+"""Files from which on, and up to which, a unit is looked for by a listing: one by one is cheaper for fewer, and of more
+a listing takes too much memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,15 +83,40 @@ class DeliveredUnit:
     def faults(self, read: bool, workers: int) -> Iterator[tuple[Entry, str, str]]:
         """Each of its files with what is wrong with its copy ("missing", "changed", "damaged", "unanswered"; empty:
         nothing) and a text. ``read``: every byte is read and expanded."""
+        listed = {} if read else self._listed()
         under_way: deque[tuple[Entry, Future[tuple[str, str]]]] = deque()
         with ThreadPoolExecutor(workers) as pool:
             for entry in self.files():
+                if listed.get(entry.stored.key) == (entry.stored.size, entry.stored.etag):
+                    yield entry, "", ""
+                    continue
                 under_way.append((entry, pool.submit(_fault, self.destination, entry, read)))
                 if len(under_way) >= workers * _AHEAD:
                     first, answer = under_way.popleft()
                     yield first, *answer.result()
             for first, answer in under_way:
                 yield first, *answer.result()
+
+    def _listed(self) -> Mapping[str, tuple[int, str]]:
+        """Size and ETag of what a listing shows where its files are. What is not in it is still asked for by itself."""
+        keys = (entry.stored.key for entry in self.files())
+        first = least = most = next(keys, "")
+        number = 1
+        for key in keys:  # what the least and the most of them begin with, all do
+            least, most, number = min(least, key), max(most, key), number + 1
+        same = (a == b for a, b in zip(least, most, strict=False))
+        beginning = first[: len(list(takewhile(bool, same)))]
+        found: dict[str, tuple[int, str]] = {}
+        if not _FEW < number <= _MOST_LISTED:
+            return found
+        try:
+            for stored in self.destination.listing(beginning):
+                found[stored.key] = stored.size, stored.etag
+                if len(found) > 2 * number:  # most of it belongs to others
+                    break
+        except TransferError:
+            return {}
+        return found
 
 
 @contextmanager

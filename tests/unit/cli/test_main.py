@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pty
+import signal
 import subprocess
 import sys
 import tempfile
@@ -264,6 +265,7 @@ def test_a_process_ends_with_its_exit_code_while_threads_hang(scene) -> None:
     code = """
 import atexit, sys, threading, time
 import quaymaster.__main__ as process
+import quaymaster.cli
 
 class LateToGo:  # what crashes in C code shows in Python only as what is done while the interpreter is taken down
     def __del__(self):
@@ -277,8 +279,45 @@ def main():
     print("done", end=" ")
     return 3
 
-process.main = main
+quaymaster.cli.main = main
 process.start()
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout, done.stderr) == (3, "done last words\n", "")
+
+
+_INTERRUPTED = """
+import os, signal, sys
+import quaymaster.__main__ as process
+
+class Finder:
+    def find_spec(self, name, *_):
+        if name == "{module}":
+            os.kill(os.getpid(), signal.SIGINT)
+            print("went on", flush=True)
+
+sys.meta_path.insert(0, Finder())
+sys.argv = ["quaymaster", "check", "--config", "{config}"]
+process.start()
+"""
+
+
+def _interrupted(scene, module: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", _INTERRUPTED.format(module=module, config=scene.config)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+
+
+def test_ctrl_c_while_the_command_line_is_loaded_is_no_traceback(scene) -> None:
+    done = _interrupted(scene, "quaymaster.cli")
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")
+
+
+def test_ctrl_c_while_the_models_are_built_waits_until_they_are(scene) -> None:
+    """pydantic would make an error of its own of it."""
+    done = _interrupted(scene, "quaymaster.config.schema")
+    assert (done.returncode, done.stdout, done.stderr) == (130, "went on\n", "")
