@@ -38,8 +38,9 @@ lint: setup-dev ## ruff, mypy, and the direction of imports
 	$(bin)/mypy
 	$(bin)/lint-imports --no-cache
 
-soak: setup-dev ## the long tests: hours of landing files, with faults
+soak: setup-dev ## the long tests: hours of landing files, with faults; fuzzers for longer
 	$(bin)/pytest -m soak $(TESTS) $(PYTEST_ARGS)
+	QUAYMASTER_EXAMPLES=5000 $(bin)/pytest -o timeout=7200 tests/system/test_campaign_hostile.py -k 'mutated or every_path'
 
 mutants: setup-dev ## break the product on purpose, to see that its tests notice; MUTANTS="NAME…" chooses some
 	$(bin)/python tests/mutants/run.py $(MUTANTS)

@@ -219,6 +219,14 @@ MUTANTS = (
         ),
     ),
     Mutant(
+        "state-begun-twice",
+        "a rebuild that was killed leaves what it had set aside behind",
+        "store/salvage.py",
+        "    for folder in unfinished(directory):\n",
+        "    for folder in unfinished(directory)[:0]:\n",
+        ("system/test_rebuild.py::test_a_rebuild_that_was_killed_goes_on_with_what_it_had_set_aside",),
+    ),
+    Mutant(
         "state-closed-beneath-others",
         "the database is closed beneath a thread that is in it",
         "store/db.py",

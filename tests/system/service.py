@@ -99,15 +99,17 @@ class Service:
             self.process.wait()
             self.process = None
 
-    def is_killed_at(self, step: str, when: str, occurrence: int = 1, timeout: float = 60) -> bool:
-        """Run it until it comes to a step for the ``occurrence``-th time, where it is killed (system.killed_at); False
-        when it ended otherwise. Raises TimeoutExpired when it does not come there."""
+    def is_killed_at(
+        self, step: str, when: str, occurrence: int = 1, timeout: float = 120, *, word: str = "run"
+    ) -> bool:
+        """Run it, or another command, until it comes to a step for the ``occurrence``-th time, where it is killed
+        (system.killed_at); False when it ended otherwise. Raises TimeoutExpired when it does not come there."""
         paths = [os.environ.get("PYTHONPATH", ""), str(Path(__file__).parent.parent)]
         environment = {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "KILLED_AT_OCCURRENCE": str(occurrence)}
         command = [sys.executable, "-m", "system.killed_at", str(self.folder / "steps"), step, when]
         with self.log_file.open("ab") as log:
             process = subprocess.Popen(
-                [*command, "run", "--config", str(self.config_file)],
+                [*command, word, "--config", str(self.config_file)],
                 env=self.environment | environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
             )  # fmt: skip
         try:

@@ -66,7 +66,7 @@ def flood(home: Home, serve: Serve, files: int) -> None:
         with open(os.path.join(os.fsencode(home.landing), name), "wb") as file:
             file.write(b"%d" % number)
     landed = time.monotonic()
-    until(lambda: queued(home) == files, 120 + files / 100, f"{files} files queued")
+    until(lambda: queued(home) == files, 100 + files / 200, f"{files} files queued")
     seconds = time.monotonic() - landed
     assert queued_twice(home) == 0
     overflows = len(service.lines("than the kernel keeps events for"))

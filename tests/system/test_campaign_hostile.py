@@ -32,7 +32,11 @@ from system.service import COMMAND, Service, until
 from system.swapper import COPIES, KINDS
 
 Serve = Callable[..., Service]
-fuzzed = settings(deadline=None, suppress_health_check=list(HealthCheck), max_examples=150, derandomize=True)
+_EXAMPLES = int(os.environ.get("QUAYMASTER_EXAMPLES", "0"))
+"""Of each fuzzer, new ones each time; 0: a few, always the same."""
+fuzzed = settings(
+    deadline=None, suppress_health_check=list(HealthCheck), max_examples=_EXAMPLES or 150, derandomize=not _EXAMPLES
+)
 
 
 # -- links that are swapped while files are taken --

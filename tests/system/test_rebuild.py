@@ -11,6 +11,8 @@ from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
+import pytest
+
 from bench.data import MIB, fastq
 from quaymaster.model import State
 from servers.faultproxy import FaultProxy
@@ -191,6 +193,44 @@ def test_a_corrupt_database_is_kept_what_can_be_read_is_carried_over_and_nothing
         sent = [p for operation, p in proxy.seen if operation == "PutObject" and ".quaymaster-" not in p]
         assert sent == [] or all(p.endswith("/0/odd") for p in sent)
         service.stop()
+    assert service.cli("audit", "verify")[0] == 0
+    is_calm(service.log)
+
+
+@pytest.mark.parametrize(
+    ("step", "when"),
+    [("rename in _move", "after"), ("commit of salvage.<lambda>", "before"), ("rename in ended", "before")],
+)
+def test_a_rebuild_that_was_killed_goes_on_with_what_it_had_set_aside(
+    home: Home, serve: Serve, step: str, when: str
+) -> None:
+    """The next one forgets nothing of it: neither what was parked, nor what was in the log that SQLite had not merged
+    into the database yet."""
+    service = serve(home.config())
+    (home.archive / "odd").write_bytes(b"somebody else's")
+    home.land("odd", b"ours")
+    until(lambda: service.states()[State.PARKED] == 1, 60)
+    files = [home.folder / "state" / f"quaymaster.db{suffix}" for suffix in ("", "-wal")]
+    with closing(sqlite3.connect(files[0])) as connection:
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        ((page,),) = connection.execute("SELECT rootpage FROM sqlite_master WHERE name = 'mirror_objects'")
+        home.land("a", b"content")
+        until(lambda: service.states()[State.DONE] == 1, 60)
+        service.kill()
+        held = [bytearray(file.read_bytes()) for file in files]  # whoever closes it last merges the two
+    held[0][(page - 1) * 4096 : page * 4096] = os.urandom(4096)
+    for file, content in zip(files, held, strict=True):
+        file.write_bytes(content)
+    (home.archive / "a").unlink()  # so that nothing but the database knows of it
+    assert service.is_killed_at(step, when, word="rebuild"), service.log
+    refused(service.config_file.read_text(), home.folder)
+    code, summary = service.cli("rebuild")
+    assert code == 0, summary
+    assert +service.states() == {State.PARKED: 1, State.DONE: 1}
+    assert [delivery.proof.stored.key for delivery in service.deliveries("a")] == ["a"]
+    (kept,) = (home.folder / "state").glob("damaged-*")
+    assert str(kept) == summary["salvaged"]["folder"]
+    assert {"quaymaster.db", "custody-salvaged.jsonl"} <= {path.name for path in kept.iterdir()}
     assert service.cli("audit", "verify")[0] == 0
     is_calm(service.log)
 

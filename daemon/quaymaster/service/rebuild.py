@@ -27,7 +27,7 @@ from quaymaster.service import build
 from quaymaster.service.lock import Lock
 from quaymaster.source import Root
 from quaymaster.store import Filter, Store
-from quaymaster.store.salvage import Salvaged, set_aside
+from quaymaster.store.salvage import Salvaged, ended, interrupted, set_aside
 
 _THREADS = 16
 """Objects asked about at once."""
@@ -74,7 +74,7 @@ def rebuild(config: Config, *, tell: Callable[[str], None], orphans: bool = True
 def _opened(config: Config, summary: Summary, tell: Callable[[str], None]) -> Store:
     """The store, new if it must be; the first thing its log says is what was lost."""
     directory = config.service.state_dir
-    noted = None
+    folder, noted = interrupted(directory), None
     try:
         store = Store(directory, create=True, accept_loss=True)
         try:
@@ -87,20 +87,27 @@ def _opened(config: Config, summary: Summary, tell: Callable[[str], None]) -> St
     except StoreDamaged as error:
         summary.loss = error.message
         folder = set_aside(directory, time.strftime("%Y%m%dT%H%M%SZ", time.gmtime()))
-        tell(f"{error.message}; its files are kept in {folder}")
+        tell(error.message)
         store = Store(directory, create=True, accept_loss=True)
+    else:
+        if folder:
+            summary.loss = summary.loss or "The database was damaged"
+            tell(f"A rebuild was interrupted before it had carried over what is in {folder}: it goes on")
+    if folder:
         summary.salvaged = store.salvage(folder)
         tell(_told_of(summary.salvaged))
     details: dict[str, object] = {"loss": summary.loss, "noted_head": str(noted) if noted else ""}
     if salvaged := summary.salvaged:
         details |= {"kept_in": salvaged.folder, "rows": salvaged.rows, "custody_sha256": salvaged.sha256}
     store.note("rebuilt", details)
+    if folder:
+        ended(folder)
     return store
 
 
 def _told_of(salvaged: Salvaged) -> str:
     jobs, ledger = salvaged.rows["jobs"], salvaged.rows["ledger"]
-    kept = f"{salvaged.custody:,} entries of its custody log are kept there"
+    kept = f"its files, and {salvaged.custody:,} entries of its custody log, are kept in {salvaged.folder}"
     return f"carried over: {jobs:,} jobs, {ledger:,} deliveries; {kept}"
 
 

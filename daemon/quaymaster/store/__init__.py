@@ -28,7 +28,7 @@ from quaymaster.store.mirrors import Downloaded, MirrorUnit
 from quaymaster.store.operators import Operators
 from quaymaster.store.outbox import Outbox
 from quaymaster.store.passes import Outcome, Row
-from quaymaster.store.salvage import Salvaged, salvage
+from quaymaster.store.salvage import Salvaged, salvage, unfinished
 from quaymaster.store.turns import Queue
 from quaymaster.store.units import Contents, Unit, Units, UnitState
 
@@ -79,6 +79,8 @@ class Store(Operators, Mirrored):
         noted = self.noted_head()
         if create and not accept_loss and noted and not os.path.exists(self.path):
             raise _lost(f"The database {self.path} is gone; it held {noted.seq:,} entries of the custody log")
+        if create and not accept_loss and (left := unfinished(directory)):
+            raise _lost(f"A rebuild was interrupted before it had carried over what is in {left[0]}")
         self._db = Database(directory, create=create)
         self._clock, self._monotonic = clock, monotonic
         self.outbox = Outbox(self._db, clock)

@@ -147,7 +147,9 @@ def unrecorded(t: Transaction, version: FileVersion) -> list[Job]:
         # … or older than the one that runs: it failed when that was queued already.
         " OR state IN ('queued', 'waiting', 'parked') AND jobs.id < (SELECT max(id) FROM jobs AS mine"
         " WHERE mine.watch_id = jobs.watch_id AND mine.path = jobs.path AND mine.state = 'running'))"
-        " AND checkpoint LIKE '%\"publishing\"%' ORDER BY jobs.id",
+        " AND checkpoint LIKE '%\"publishing\"%'"
+        # One that disposes of its source has recorded all, and must come to its end: it may have set the source aside.
+        " AND checkpoint NOT LIKE '%\"disposing\"%' ORDER BY jobs.id",
         (version.watch, version.path),
     )
     return _jobs(rows)

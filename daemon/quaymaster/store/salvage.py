@@ -41,6 +41,7 @@ _JOIN = (
     "DELETE FROM uploads WHERE job_id NOT IN (SELECT id FROM jobs)",
 )
 CUSTODY_FILE = "custody-salvaged.jsonl"
+_UNFINISHED = ".unfinished"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,17 +55,59 @@ class Salvaged:
 
 
 def set_aside(directory: str, stamp: str) -> str:
-    """Move the database's files into a folder of their own; its path."""
-    folder = os.path.join(directory, f"damaged-{stamp}")
+    """Move the database's files into a folder of their own; its path. The folder says in its name that what can be
+    read there is still to be carried over, until :func:`ended`."""
+    folder = os.path.join(directory, f"damaged-{stamp}{_UNFINISHED}")
     os.mkdir(folder, 0o700)
-    for name in _FILES:
-        with suppress(FileNotFoundError):
-            os.rename(os.path.join(directory, name), os.path.join(folder, name))
+    _move(directory, folder)
     return folder
 
 
+def unfinished(directory: str) -> list[str]:
+    """Folders out of which something may still have to be carried over."""
+    with suppress(FileNotFoundError):
+        return sorted(
+            os.path.join(directory, name)
+            for name in os.listdir(directory)
+            if name.startswith("damaged-") and name.endswith(_UNFINISHED)
+        )
+    return []
+
+
+def interrupted(directory: str) -> str:
+    """The folder of an earlier run that was killed before it had carried everything over, with all of the damaged
+    database in it; empty when there is none."""
+    for folder in unfinished(directory):
+        if not os.path.exists(os.path.join(directory, FILE_NAME)):
+            _move(directory, folder)  # it was killed in the midst of that; SQLite would take the rest for a new one's
+        elif not os.path.exists(os.path.join(folder, FILE_NAME)):
+            os.rmdir(folder)  # before that
+            continue
+        return folder
+    return ""
+
+
+def ended(folder: str) -> str:
+    """What can be read there is carried over; the folder's path from now on."""
+    kept = folder.removesuffix(_UNFINISHED)
+    os.rename(folder, kept)
+    return kept
+
+
+def _move(directory: str, folder: str) -> None:
+    for name in _FILES:
+        with suppress(FileNotFoundError):
+            os.rename(os.path.join(directory, name), os.path.join(folder, name))
+    for place in (folder, directory):
+        descriptor = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
 def salvage(folder: str, into: Database) -> Salvaged:
-    """Carry over what can be read of the database in ``folder``."""
+    """Carry over what can be read of the database in ``folder``; once more, if a run before was killed."""
     with tempfile.TemporaryDirectory(dir=folder) as work:
         for name in _FILES:  # SQLite would write into the original: its log is played back when it is opened
             with suppress(FileNotFoundError):
@@ -72,7 +115,7 @@ def salvage(folder: str, into: Database) -> Salvaged:
         with closing(sqlite3.connect(os.path.join(work, FILE_NAME))) as damaged:
             rows = into.write(lambda t: _carry_all_over(damaged, t))
             custody, sha256 = _keep_custody(damaged, os.path.join(folder, CUSTODY_FILE))
-    return Salvaged(folder, rows, custody, sha256)
+    return Salvaged(folder.removesuffix(_UNFINISHED), rows, custody, sha256)
 
 
 def _carry_all_over(damaged: sqlite3.Connection, into: Transaction) -> dict[str, int]:
@@ -118,7 +161,7 @@ def _readable(damaged: sqlite3.Connection, table: str) -> Iterator[tuple[list[st
 
 def _keep_custody(damaged: sqlite3.Connection, path: str) -> tuple[int, str]:
     digest, number = hashlib.sha256(), 0
-    with open(path, "xb") as file:
+    with open(path, "wb") as file:
         for columns, row in _readable(damaged, "custody"):
             named = dict(zip(columns, row, strict=True))
             entry = {name: named.get(name) for name in ("seq", "sha256", "body")}

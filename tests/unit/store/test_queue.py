@@ -115,6 +115,17 @@ def test_an_older_job_of_the_same_file_that_failed_while_it_published_is_looked_
         assert store.jobs(Filter(ids=(newer.id,)))[0].state is State.RUNNING
 
 
+def test_a_job_that_may_have_set_its_source_aside_comes_to_its_end(store: Store) -> None:
+    """It has recorded what it published, and nobody else would look for the hidden name of its source."""
+    store.enqueue([version()])
+    (older,) = store.claim(1)
+    store.checkpoint(older, Stage.DISPOSE, {"publishing": {"keys": {}}, "disposing": True})
+    store.enqueue([version(mtime_ns=6)])
+    store.fail(older, State.WAITING, "source-unavailable", "no", retry_at=1e9)
+    (newer,) = store.claim(1)
+    assert store.unrecorded(newer.version) == []
+
+
 def test_a_newer_job_is_no_older_publication(store: Store) -> None:
     """The one that runs looks back only: a later version replaces what it is going to put there."""
     store.enqueue([version()])
