@@ -8,6 +8,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from botocore.exceptions import ClientError
+
 from system.bucket import Bucket
 from system.conftest import Home, quoted
 from system.service import Service, until
@@ -33,7 +35,18 @@ def place(home: Home) -> Path:
 
 
 def put(bucket: Bucket, key: str, content: bytes, **more: Any) -> None:
-    bucket.client.put_object(Bucket=bucket.name, Key=bucket.prefix + key, Body=content, **more)
+    """Until the server takes it: on a machine that has much else to do it answers InternalError at times."""
+
+    def taken() -> bool:
+        try:
+            bucket.client.put_object(Bucket=bucket.name, Key=bucket.prefix + key, Body=content, **more)
+        except ClientError as error:
+            if error.response["ResponseMetadata"]["HTTPStatusCode"] < 500:
+                raise
+            return False
+        return True
+
+    until(taken, 60, f"{key} stored")
 
 
 def put_model(bucket: Bucket, version: str, files: dict[str, bytes]) -> None:

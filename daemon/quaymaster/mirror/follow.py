@@ -85,6 +85,7 @@ class Follower:
         if self._settled == units and self._all_there(units):
             self._ground.clear_old(self._mirror.keep_old)
             self._keep_listed(units)
+            self._note_mended()
         else:
             self._go_on(units)
 
@@ -135,6 +136,7 @@ class Follower:
         pending = self._newest(pending, units)
         self._fetch_and_release(pending, units, waiting)
         self._tell_servers(units)
+        self._note_mended()
         self._remove(units, self._older(units))
         self._drop_useless(pending, units)
         self._ground.clear_old(self._mirror.keep_old)
@@ -303,7 +305,8 @@ class Follower:
         self._store.put_unit(self.name, unit, "released", said)
         self._ground.drop([file.job for file in files.values()])
         self._forget_others(wanted, known)
-        self._voice.say("released", f"released: {len(files):,} files, {size:,} bytes", Level.NOTICE, wanted.path)
+        number = f"{len(files):,} files" if len(files) != 1 else "1 file"
+        self._voice.say("released", f"released: {number}, {size:,} bytes", Level.NOTICE, wanted.path)
         return unit
 
     def _forget_others(self, wanted: Wanted, known: MirrorUnit | None) -> None:
@@ -346,6 +349,10 @@ class Follower:
             self._serving.trouble = str(error)
             self._voice.failing("server", error)
         self.state.server = self._serving.trouble
+
+    def _note_mended(self) -> None:
+        if not self._serving.trouble:
+            self._voice.mended("server")
 
     def _put_back(self, unit: MirrorUnit, error: QuaymasterError) -> MirrorUnit:
         had = self._ground.has_old(unit.old.encode())

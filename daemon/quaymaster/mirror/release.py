@@ -13,21 +13,27 @@ reached by descriptor and never through a symbolic link, and nothing that is not
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import stat
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from urllib.parse import quote_from_bytes
 
 from quaymaster.destinations import disk
-from quaymaster.errors import Conflict, NotSupported
+from quaymaster.errors import Conflict, NotSupported, Unreachable
 from quaymaster.model import shown
 from quaymaster.store import Downloaded
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _OPEN_TO_ALL = 0o755
+_ours: dict[tuple[int, int], int] = {}
+"""The hidden directories that this process works in (device, inode) -> what keeps other processes out, to its end: the
+configuration may be read anew, and what was begun before still be downloading."""
+_claiming = threading.Lock()
 
 
 class Ground:
@@ -65,9 +71,30 @@ class Ground:
     @contextmanager
     def alone(self) -> Iterator[None]:
         """While a pass changes something: the service may read its configuration anew, and an earlier pass still end.
-        Raises Unreachable."""
+        Raises Unreachable, also when another process mirrors into the directory: what two of them download would have
+        the same names, and be one file."""
+        self._claim()
         with self._own(b"assembly") as assembly, disk.alone(assembly, self.path):
             yield
+
+    def _claim(self) -> None:
+        with self.objects() as objects, _claiming:
+            status = os.fstat(objects)
+            which = status.st_dev, status.st_ino
+            if which in _ours:
+                return
+            kept = os.dup(objects)
+            try:
+                fcntl.flock(kept, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                os.close(kept)
+                raise Unreachable(
+                    f"Another quaymaster mirrors into {self.path}",
+                    "Let one do it for all, or give each its own path",
+                ) from None
+            except OSError:
+                pass  # there are no locks on directories there (NFS)
+            _ours[which] = kept
 
     # -- what is there --
 

@@ -55,22 +55,30 @@ class Serving:
         return ""
 
     def keep_listed(self, units: Mapping[bytes, MirrorUnit]) -> None:
-        """The entries of models that the server was told of: somebody may have written the file anew. Raises
-        TransferError."""
-        if self._mirror.ovms_config is None:
+        """The entries of models that the server was told of: somebody may have written the file anew. One that cannot
+        be put in keeps none of the others out. Raises TransferError."""
+        path = self._mirror.ovms_config
+        if path is None:
             return
         told = (Wanted(p, directory=True) for p, unit in units.items() if unit.state == "released" and unit.checked)
         models = sorted(
             {each.model for each in told if each.version and units[each.path].objects.keys() != {each.path}}
         )
 
+        refused: list[ovms_config.ConfigRefused] = []
+
         def edit(text: str) -> str:
             for model in models:
-                text = ovms_config.with_model(text, ovms_config.model_name(model), self._base_path(model))
+                try:
+                    text = ovms_config.with_model(text, ovms_config.model_name(model), self._base_path(model))
+                except ovms_config.ConfigRefused as error:
+                    refused.append(error)
             return text
 
-        if models and ovms_config.change(self._mirror.ovms_config, edit) and self._server:
+        if models and ovms_config.change(path, edit) and self._server:
             self._server.reload()
+        if refused:
+            raise ovms_config.ConfigRefused(f"{path}: {refused[0].message}", refused[0].advice)
 
     def tell(self, unit: MirrorUnit, units: Mapping[bytes, MirrorUnit]) -> None:
         """Of a unit that was released. Raises VersionRefused when the server does not take it, TransferError when it

@@ -73,5 +73,9 @@ class Voice:
             self._told.add((what, error.message))
             self.say("mirror-failing", f"{what}: {error}", Level.ERROR, b"", error.code)
 
+    def mended(self, what: str) -> None:
+        """Should it fail in the same way again, that is told anew."""
+        self._told = {told for told in self._told if told[0] != what}
+
     def say(self, kind: str, message: str, level: Level, path: bytes, code: str = "") -> None:
         self._emit(Event(kind, message, level, watch=self._name, path=path, code=code))

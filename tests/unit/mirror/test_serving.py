@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 
 from quaymaster.config import Mirror
+from quaymaster.mirror import ovms_config
 from quaymaster.mirror.plan import plan
 from quaymaster.mirror.serving import Serving
 from quaymaster.model import Stored
+from quaymaster.store import MirrorUnit
 
 
 def refusals(*keys: str, ovms_config: str | None = "/etc/config.json") -> dict[str, str]:
@@ -38,3 +43,15 @@ def test_what_it_would_not_take_is_refused(keys: list[str], unit: str, why: str)
     assert list(found) == [unit]
     assert why in found[unit]
     assert refusals(*keys, ovms_config=None) == {}
+
+
+def test_a_model_that_cannot_be_listed_keeps_none_of_the_others_out(tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    taken = {"config": {"name": "a", "base_path": "/elsewhere"}}
+    path.write_text(json.dumps({"model_config_list": [taken]}))
+    serving = Serving(Mirror(name="models", source="store", path="/models", ovms_config=str(path)), lambda: False)
+    units = {unit: MirrorUnit(unit, "released", objects={unit + b"/x": 1}, checked=True) for unit in (b"a/1", b"b/1")}
+    with pytest.raises(ovms_config.ConfigRefused, match=r"config\.json: .*has a model a with the base_path"):
+        serving.keep_listed(units)
+    names = [entry["config"]["name"] for entry in json.loads(path.read_text())["model_config_list"]]
+    assert names == ["a", "b"]

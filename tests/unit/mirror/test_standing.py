@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from quaymaster.config import load
-from quaymaster.errors import StoreError
+from quaymaster.errors import StoreError, Unreachable
+from quaymaster.mirror.standing import Standing, Voice
 from quaymaster.model import FileVersion, Identity
 from quaymaster.service.api.metrics import exposition
 from quaymaster.service.doctor import Doctor
@@ -35,6 +36,17 @@ GOOD: dict[str, Any] = {
 def test_what_is_wrong_with_a_mirror_is_told(change: dict[str, Any], said: str) -> None:
     found = wrong_with({**GOOD, **change}, 1010.0, 30.0)
     assert "".join(found) == "" if not said else said in found[0]
+
+
+def test_what_fails_is_told_once_and_again_after_it_was_mended() -> None:
+    told: list[str] = []
+    voice = Voice("models", Standing(), lambda event: told.append(event.message), lambda: 0.0)
+    for _ in range(2):
+        voice.failing("server", Unreachable("no answer"))
+    assert len(told) == 1
+    voice.mended("server")
+    voice.failing("server", Unreachable("no answer"))
+    assert len(told) == 2
 
 
 def config_of(tmp_path: Path) -> Any:
