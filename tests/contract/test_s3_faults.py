@@ -364,16 +364,14 @@ def unlike_md5(found: re.Match[str]) -> str:
 
 
 def weaken(proxy: FaultProxy, *, etags: bool) -> None:
-    """An endpoint that knows neither SHA-256 nor conditions; without ``etags`` not even MD5."""
-    hidden = ["x-amz-checksum-sha256", "x-amz-sdk-checksum-algorithm", "x-amz-checksum-algorithm", "if-none-match"]
-    hidden += ["if-match"] + ([] if etags else ["content-md5"])
+    """An endpoint that knows neither checksums nor conditions; without ``etags`` not even MD5."""
+    hidden = ["if-none-match", "if-match"] + ([] if etags else ["content-md5"])
 
     def simplify(request: Request) -> None:
-        for name in hidden:
+        for name in [*hidden, *(name for name in request.headers if "checksum" in name)]:
             request.headers.pop(name, None)
-        request.headers.pop("x-amz-checksum-mode", None)
         if request.operation == "CompleteMultipartUpload":
-            request.body = re.sub(rb"<ChecksumSHA256>[^<]*</ChecksumSHA256>", b"", request.body)
+            request.body = re.sub(rb"<(Checksum\w+)>[^<]*</\1>", b"", request.body)
         signed_anew(request)
 
     def blunt(request: Request, response: Response) -> None:

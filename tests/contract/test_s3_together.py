@@ -165,7 +165,7 @@ def test_an_answer_that_tells_no_checksum_proves_nothing(through: S3Place, proxy
 def test_nobody_there_is_told_at_once_for_all(s3: S3Place) -> None:
     destination = s3.make()
     destination.check()
-    lines = destination._objects.wire.lines(4)
+    lines = destination._objects.wire.lines()
     assert lines is not None
     lines.road = replace(lines.road, port=1)
     outcomes = put(destination, parcels(NAMES))
@@ -175,7 +175,7 @@ def test_nobody_there_is_told_at_once_for_all(s3: S3Place) -> None:
 def test_refused_access_is_told_of_each(s3: S3Place) -> None:
     destination = s3.make()
     destination.check()
-    lines = destination._objects.wire.lines(4)
+    lines = destination._objects.wire.lines()
     assert lines is not None
     keys = lines.road.keys()
     assert keys is not None

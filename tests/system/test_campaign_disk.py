@@ -393,8 +393,12 @@ def test_a_bit_that_flips_at_the_destination_is_noticed(home: Home, serve: Serve
         assert home.arrived() == {b"a": CONTENT}
 
 
+@pytest.mark.parametrize(
+    ("checksum", "told"),
+    [("sha256", "The second reading of"), ("crc64nvme", "are not those that were read before")],
+)
 def test_a_bit_that_flips_between_two_readings_of_the_source_is_noticed(
-    home: Home, serve: Serve, bucket: Bucket
+    home: Home, serve: Serve, bucket: Bucket, checksum: str, told: str
 ) -> None:
     content = random.Random(32).randbytes(11 << 20)
     with FaultyFilesystem(home.folder / "fuse", direct=True) as filesystem:
@@ -402,8 +406,8 @@ def test_a_bit_that_flips_between_two_readings_of_the_source_is_noticed(
         filesystem.fail(read="flip")
         (filesystem.held / "a").write_bytes(content)
         watch = 'poll_interval = "0.3s"\nstage = false'
-        service = serve(home.config(watch, bucket.destination()))
-        waiting(service, "integrity", "are not those that were read before")
+        service = serve(home.config(watch, bucket.destination(more=f'checksum = "{checksum}"')))
+        waiting(service, "integrity", told)
         assert bucket.objects() == {}
         assert service.deliveries("a") == []
         filesystem.fail()

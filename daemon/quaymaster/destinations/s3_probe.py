@@ -73,25 +73,22 @@ class Capabilities:
         return asdict(self)
 
     def downgrades(self, pins: Mapping[str, str]) -> list[str]:
-        """Where this is weaker than what was pinned, for people. With another preference than then, the two digests
-        that can be preferred count alike."""
-        preferred = pins.get("checksum", "sha256")  # pins of older versions do not tell
+        """Where this is weaker than what was pinned, for people. Which of the two digests that can be preferred is the
+        stronger one is told by what is preferred now."""
         lost = []
-        for name, values in RANKS.items():
+        for name in RANKS:
             if name == "remove":
                 continue  # a permission, which an operator may well take back; no proof depends on it
             pinned, now = pins.get(name, ""), getattr(self, name)
-            alike = name in _BY_DIGEST and preferred != self.checksum
-            if pinned in values and self._rank(name, now, alike) > self._rank(name, pinned, alike):
+            if pinned in RANKS[name] and self._rank(name, now) > self._rank(name, pinned):
                 lost.append(f"{name.replace('_', ' ')}: {now} (was {pinned})")
         return lost
 
-    def _rank(self, name: str, value: str, alike: bool) -> int:
-        values = RANKS[name]
-        place = values.index(value)
+    def _rank(self, name: str, value: str) -> int:
+        place = RANKS[name].index(value)
         if name not in _BY_DIGEST or place > 1:
             return place
-        return 1 if alike else int((value == "crc64nvme") != (self.checksum == "crc64nvme"))
+        return int((value == "crc64nvme") != (self.checksum == "crc64nvme"))
 
     @classmethod
     def from_pins(cls, pins: Mapping[str, str], checksum: str) -> Capabilities | None:
