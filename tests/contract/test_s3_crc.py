@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import re
+import tracemalloc
 from base64 import b64encode
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 
 import pytest
@@ -14,7 +17,7 @@ from contract.places import BUCKET, PART, S3Place, bytes_of, content, deliver, d
 from contract.test_s3_faults import drop, flip_body, signed_anew
 from quaymaster.destinations import crc64
 from quaymaster.destinations.base import Parcel, Put
-from quaymaster.errors import Conflict, IntegrityError
+from quaymaster.errors import Conflict, IntegrityError, Unreachable
 from quaymaster.model import Digests
 from servers.faultproxy import FaultProxy, Request, Response, flip
 from servers.seaweed import Seaweed
@@ -162,6 +165,27 @@ def test_a_foreign_object_with_the_same_crc_is_read_before_it_counts(through: S3
     through.client.put_object(Bucket=BUCKET, Key=name, Body=flip(data), ChecksumAlgorithm="CRC64NVME")
     with pytest.raises(Conflict):
         deliver(destination, "a", data)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_buffers_are_given_back_at_once_when_an_upload_ends(through: S3Place, proxy: FaultProxy, fails: bool) -> None:
+    """Also those of parts that were under way; the collector of cycles may not come for hours."""
+    destination = through.make()
+    destination.check()
+    if fails:
+        proxy.inject("UploadPart", head=lambda request: 100_000, times=1000)
+    gc.disable()
+    tracemalloc.start()
+    try:
+        upload = destination.begin(Put("a", 8 * PART))
+        with suppress(Unreachable):
+            for _ in range(8):
+                upload.write(bytes_of(PART))
+        upload.suspend()
+        assert tracemalloc.get_traced_memory()[0] < PART
+    finally:
+        tracemalloc.stop()
+        gc.enable()
 
 
 def test_small_objects_together_are_proven_by_their_answers(through: S3Place, proxy: FaultProxy) -> None:

@@ -119,7 +119,10 @@ class Plain:
         error = _refusal(answer, where, f"credentials {self._settings.credentials!r}")
         if isinstance(error, PermissionDenied):
             self.close()  # rotated credentials are read again at the next request
-        raise error
+        try:
+            raise error
+        finally:
+            del error  # else it and this frame keep each other, and all that called, until the collector comes
 
     def _signed(self, method: str, path: str, asked: str, headers: Mapping[str, str], where: str) -> dict[str, str]:
         signer = self._signer

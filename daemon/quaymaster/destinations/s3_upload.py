@@ -234,7 +234,8 @@ class S3Upload:
             self._stop.set()
             raise
         finally:
-            self._spare.append(buffer)
+            if not self._stop.is_set():
+                self._spare.append(buffer)
             self._room.release()
 
     def _delivered(self, number: int, body: memoryview, made: Sums) -> str:
@@ -487,11 +488,14 @@ class S3Upload:
 
     def _release(self) -> None:
         self._buffer, self._filled = bytearray(), 0
-        self._spare.clear()
         if self._pool:
             self._pool.shutdown(wait=True, cancel_futures=True)
             self._pool = None
             self._sent.clear()
+            # Not before: a part that was under way leaves its buffer too. And the failure knows where it was raised,
+            # which leads back here: together they would stay until the collector of cycles comes.
+            self._spare.clear()
+            self._failure = None
             # glibc keeps freed buffers for itself: an idle service would hold 150 MB. (musl has no such call.)
             trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
             if trim:

@@ -193,7 +193,12 @@ class Wire:
                 raise
             if isinstance(ours, PermissionDenied):
                 self.close()  # rotated credentials are read again at the next request
-            raise ours from None
+            try:
+                raise ours from None
+            finally:
+                del (
+                    ours
+                )  # else it and this frame keep each other, and the body that was sent, until the collector comes
 
     def close(self) -> None:
         with self._lock:
@@ -316,9 +321,9 @@ class Wire:
             return PermissionDenied(f"No credentials for {where} ({source})", "Provide them, then retry the job")
         if isinstance(error, aws.CredentialRetrievalError | aws.TokenRetrievalError | aws.SSOError | aws.LoginError):
             return PermissionDenied(f"The credentials for {where} cannot be obtained ({source})", "Renew them")
-        if isinstance(
-            error, aws.HTTPClientError | aws.ConnectionError | aws.IncompleteReadError | aws.MetadataRetrievalError
-        ):
+        lost = ConnectionError | TimeoutError  # on the short way, and while a body is read
+        known = aws.HTTPClientError | aws.ConnectionError | aws.IncompleteReadError | aws.MetadataRetrievalError
+        if isinstance(error, lost | known):
             return Unreachable(f"{where} cannot be reached ({reason(error)})", "It is tried again")
         if isinstance(error, http.HTTPError | ResponseParserError | OSError | EOFError):
             return Unreachable(f"{where} did not give a proper answer ({reason(error)})", "It is tried again")
