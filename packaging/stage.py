@@ -43,6 +43,7 @@ UNUSED = (
     "boto3/examples",
     "zstandard/_cffi*.so",  # for PyPy
     "zstandard/backend_cffi.py",
+    *("awscrt/mqtt*.py", "awscrt/aio", "awscrt/eventstream", "awscrt/websocket.py", "awscrt/test*"),
     "**/tests",
     *("**/*.pyi", "**/py.typed", "**/*.pyx", "**/*.c", "**/*.h"),
 )

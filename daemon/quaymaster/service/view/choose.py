@@ -32,7 +32,8 @@ def chosen(
 
     known = [*config.watches, *config.mirrors]
     if watch and watch not in known and watch not in store.counts():
-        raise UsageError(f"There is no watch {plain(watch)}", f"The watches and mirrors are: {', '.join(known)}")
+        what = "watches and mirrors" if config.mirrors else "watches"
+        raise UsageError(f"There is no watch {plain(watch)}", f"The {what} are: {', '.join(known)}")
     if path.startswith(b"/"):
         name, below = _place(config, path)
         if watch and watch != name:
