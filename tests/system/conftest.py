@@ -71,7 +71,7 @@ class Home:
         found = {}
         for path in files_below(root):
             name = os.path.relpath(path, root)
-            if not name.startswith(b".quaymaster-custody/"):
+            if b".quaymaster-custody" not in name.split(b"/"):
                 with suppress(FileNotFoundError):
                     found[name] = content_of(path)
         return found
