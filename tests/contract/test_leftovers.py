@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
@@ -13,7 +14,7 @@ import pytest
 from contract.places import PART, DirectoryPlace, S3Place, bytes_of, content, deliver, digests_of
 from quaymaster.destinations.base import Put
 from quaymaster.destinations.s3_claim import Claim
-from quaymaster.errors import Unreachable
+from quaymaster.errors import PermanentError, Unreachable
 from servers.faultproxy import FaultProxy, Request, Reset, Response, unavailable
 from servers.seaweed import Seaweed
 
@@ -100,6 +101,26 @@ def test_an_upload_whose_number_never_came_is_found_by_its_key(through: S3Place,
     other.abort()
 
 
+def test_an_upload_that_the_server_makes_after_it_was_looked_for_is_found_by_a_later_look(
+    through: S3Place, proxy: FaultProxy
+) -> None:
+    """A stalled server has the request, its sender is killed, and the next process is quicker than the server."""
+    noted: list[str] = []
+    now = [1000.0]
+    upload = through.make(now=lambda: now[0]).begin(Put("a", LARGE, note=noted.append))
+    proxy.inject("CreateMultipartUpload", request=lambda _: Response(400), only=lambda r: r.path.endswith("/a"))
+    with pytest.raises(PermanentError):
+        upload.write(bytes_of(LARGE))
+    successor = through.make(now=lambda: now[0])
+    assert not successor.abandon(noted[0])
+    through.client.create_multipart_upload(Bucket=through.settings.bucket, Key=f"{through.settings.prefix}a")
+    assert successor.abandon(noted[0])
+    assert through.unfinished() == []
+    assert not successor.abandon(noted[0])
+    now[0] += 61
+    assert successor.abandon(noted[0]), "it never comes"
+
+
 def refuses(status: int, code: str) -> Callable[[Request], Response]:
     body = f"<?xml version='1.0'?><Error><Code>{code}</Code></Error>".encode()
     return lambda request: Response(status, {"content-type": "application/xml"}, body)
@@ -160,7 +181,7 @@ def test_a_token_is_forgotten_only_when_nothing_is_left_to_ask_for(
 
 def test_an_upload_under_way_is_not_taken_for_one_left_behind(s3: S3Place) -> None:
     """A newer version of a file goes to the same key while what an older one may have left is looked for."""
-    destination, older = s3.make(), []
+    destination, older = s3.make(now=lambda: time.time() + 61), []
     first = s3.make().begin(Put("a", LARGE, note=older.append))
     first.write(bytes_of(LARGE))
     first.abort()

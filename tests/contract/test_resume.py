@@ -100,6 +100,25 @@ def test_an_upload_that_somebody_aborted_is_begun_again(through: S3Place) -> Non
     assert through.everything() == ["a"]
 
 
+def test_an_upload_that_the_server_denies_stays_noted_while_another_is_begun(
+    through: S3Place, proxy: FaultProxy
+) -> None:
+    """A server that loses sight of its store for a moment says of any upload that there is none."""
+    token = interrupted(through)
+    body = b"<?xml version='1.0'?><Error><Code>NoSuchUpload</Code></Error>"
+    proxy.inject("ListParts", request=lambda _: Response(404, {"content-type": "application/xml"}, body))
+    noted: list[str] = []
+    destination = through.make()
+    upload = destination.begin(Put("a", len(DATA), METADATA, resume=token, note=noted.append))
+    upload.write(DATA)
+    upload.publish(digests_of(DATA), METADATA)
+    assert noted
+    assert token not in noted, "what was gone on with would be told again"
+    assert len(through.unfinished()) == 1
+    assert destination.abandon(token)
+    assert through.everything() == ["a"]
+
+
 def test_a_completed_upload_whose_end_nobody_recorded_is_found(through: S3Place, proxy: FaultProxy) -> None:
     """The process died between the server's completion and its own record: the object is there and is ours."""
     token = interrupted(through)

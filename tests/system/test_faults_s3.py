@@ -158,6 +158,38 @@ def test_an_upload_that_a_dying_server_interrupted_goes_on_when_it_is_back(
     is_calm(service.log)
 
 
+def test_an_upload_that_the_server_denied_for_a_moment_is_removed_after_its_job_went_without_it(
+    home: Home, serve: Serve, bucket: Bucket
+) -> None:
+    content = os.urandom(24 << 20)
+    with FaultProxy(bucket.endpoint) as proxy:
+        begun, released = threading.Event(), threading.Event()
+
+        def hangs(request: Request) -> None:
+            begun.set()
+            released.wait(60)
+
+        proxy.inject("UploadPart", request=hangs, only=lambda request: request.query["partNumber"] == ["3"])
+        service = serve(to(bucket, home, f'endpoint_url = "{proxy.endpoint}"', limits="parts = 1"))
+        home.land("a", content)
+        assert begun.wait(30)
+        service.kill()
+        released.set()
+        proxy.clear()
+        body = b"<?xml version='1.0'?><Error><Code>NoSuchUpload</Code></Error>"
+        denies = Response(404, {"content-type": "application/xml"}, body)
+        proxy.inject("ListParts", request=lambda _: denies, only=lambda request: request.path.endswith("/a"))
+        service.start()
+        service.until_done(1)
+        service.stop()
+        assert bucket.uploads() == ["a"]
+        service.start()
+        until(lambda: bucket.uploads() == [])
+    assert bucket.content("a") == content
+    with service.store() as store:
+        until(lambda: not store.uploads())
+
+
 def test_an_upload_of_a_job_that_was_given_up_after_a_crash_is_removed_at_the_next_start(
     home: Home, serve: Serve, bucket: Bucket
 ) -> None:

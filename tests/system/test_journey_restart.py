@@ -227,6 +227,8 @@ def kill_at_random(home: Home, serve: Serve, bucket: Bucket, times: int) -> None
             found = store.deliveries("landing", name.encode())
             assert sorted(d.proof.destination for d in found) == ["archive", "far"], name
         assert store.custody_broken_at() is None
+    with service.store() as store:
+        until(lambda: not store.uploads(), 200, "nothing is left to abort")
     service.stop()
     assert home.leftovers() == []
     assert bucket.uploads() == []

@@ -53,7 +53,8 @@ class Put:
     """Permission bits of the source. A directory keeps mtime and mode on the file itself."""
     resume: str = ""
     """The ``resume_token`` of an earlier upload of the same bytes that was interrupted, after
-    :meth:`Destination.resumable` said that it can go on: what has arrived already is not sent again."""
+    :meth:`Destination.resumable` said that it can go on: what has arrived already is not sent again. ``note`` is told
+    it again when it is gone on with; if not, it stays what :meth:`Destination.abandon` has to be told."""
     memory: int = 0
     """Bytes of buffers that the upload may hold, at least :meth:`Destination.memory_least`; 0: as many as it likes."""
     tells_crc: bool = False

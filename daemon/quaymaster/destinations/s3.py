@@ -42,6 +42,9 @@ _LEAST_BUFFERS = 2  # one that is filled while the other is sent
 _LEAST_PARTS = 4
 """Of all files together that may travel at once, whatever the server bears, and with which it begins. (SeaweedFS took
 12 CPU-seconds for a GiB in parts of 16 MiB with 2 or 4 at once, and 17 with 8.)"""
+_LATE = 60.0
+"""Seconds until a request whose sender died is taken for lost: a server that stalls may carry it out after the next
+process has looked for what it did."""
 _REEXAMINE = 60.0  # seconds between examinations of an endpoint that has become weaker
 
 
@@ -74,6 +77,7 @@ class S3:
         pins: Mapping[str, str] | None = None,
         on_pins: Callable[[dict[str, str]], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
+        now: Callable[[], float] = time.time,
         token: Callable[[], str] = lambda: secrets.token_hex(8),
         jitter: Callable[[], float] = random.random,
     ) -> None:
@@ -83,7 +87,7 @@ class S3:
         self._emit = emit
         self._pins = dict(pins or {})
         self._on_pins = on_pins
-        self._clock, self._token, self._jitter = clock, token, jitter
+        self._clock, self._now, self._token, self._jitter = clock, now, token, jitter
         self._connections = parts * files
         self._pace = Pace(_LEAST_PARTS, self._connections, clock)
         plain = Plain(settings, credentials) if usable(settings, os.environ) else None
@@ -122,7 +126,7 @@ class S3:
         claims = bool(self._settings.endpoint_url) and able.create == "atomic" and able.remove != "denied"
         plan = replace(self._plan(put.size_bound, put.memory), claims=claims)
         upload = S3Upload(
-            self._objects, put, plan, able, self._emit, self._pace, self._weakened, self._jitter, self._token
+            self._objects, put, plan, able, self._emit, self._pace, self._weakened, self._jitter, self._token, self._now
         )
         with self._uploads_lock:
             self._uploads.add(upload)
@@ -195,7 +199,7 @@ class S3:
             key, upload_id = str(told["key"]), str(told["upload_id"])
             if upload_id:
                 abort_upload(self._objects, key, upload_id)
-            elif not self._abort_all(key):
+            elif not self._abort_all(key, float(told.get("at", 0))):
                 return False
             bare = key.removeprefix(self._settings.prefix)
             claim = Claim(self._objects, bare, str(told.get("claim", "")), level="", atomic=False)
@@ -210,9 +214,11 @@ class S3:
             return isinstance(error, NotSupported)
         return True
 
-    def _abort_all(self, key: str) -> bool:
+    def _abort_all(self, key: str, asked_at: float) -> bool:
         """Abort the uploads of one (whole) key: whether one was made by a request that a crash cut off, only the
-        server's list tells. False while another of ours is under way."""
+        server's list tells. False while another of ours is under way, and while a request of then may be carried out
+        yet."""
+        found = False
         for upload in self.unfinished(key):
             with self._uploads_lock:
                 if any(sending.is_sending(key) for sending in self._uploads):
@@ -220,7 +226,8 @@ class S3:
             told = json.loads(upload.token)
             if told["key"] == key:
                 abort_upload(self._objects, key, told["upload_id"])
-        return True
+                found = True
+        return found or abs(self._now() - asked_at) > _LATE
 
     def unfinished(self, prefix: str = "") -> Iterator[Unfinished]:
         """Every multipart upload under the (whole) prefix that was begun and not finished, by whomever."""

@@ -59,9 +59,13 @@ class S3Upload:
     """Told when the server no longer says what the probe saw it say."""
     jitter: Callable[[], float]
     token: Callable[[], str]
+    now: Callable[[], float]
+    """Seconds since the epoch."""
     _size: int = 0
     _upload_id: str = ""
     _begun: bool = False
+    _asked_at: float = 0.0
+    """When the server was asked to begin."""
     _pool: ThreadPoolExecutor | None = None
     _sent: list[Future[Part]] = field(default_factory=list)
     _failure: Exception | None = None
@@ -90,7 +94,9 @@ class S3Upload:
         known while the server's answer to its creation is not."""
         if not self._begun or (self._closed and not self._left_behind):
             return ""
-        told = {"key": self._key, "upload_id": self._upload_id, "claim": self._token}
+        told: dict[str, Any] = {"key": self._key, "upload_id": self._upload_id, "claim": self._token}
+        if not self._upload_id:
+            told["at"] = self._asked_at
         return json.dumps(told | {"plan": self.plan.digest(self.put)})
 
     def is_sending(self, key: str) -> bool:
@@ -191,6 +197,8 @@ class S3Upload:
             self._begun, self._upload_id, self._token = True, told["upload_id"], told["claim"]
         if self._upload_id and not self._taken:
             self._look_at_parts()
+        if self._upload_id:
+            self.put.note(self.resume_token)
         if not (self._upload_id or self._taken):
             self._create()
         self._pool = ThreadPoolExecutor(self.plan.threads, thread_name_prefix="s3-part")
@@ -198,7 +206,7 @@ class S3Upload:
     def _look_at_parts(self) -> None:
         held = self._tried(lambda: held_parts(self.objects.wire, self._key, self._upload_id))
         if held is None:
-            self._upload_id = ""  # somebody aborted it
+            self._upload_id = ""  # or so the server says: what was noted of it stays so until it has been abandoned
             return
         self._held = held
         text = f"an interrupted upload of {self._where} goes on: {len(held)} parts have arrived already"
@@ -206,7 +214,7 @@ class S3Upload:
 
     def _create(self) -> None:
         fixed = self._fixed(self.put.metadata) | begun_with(self.able.part_checked)
-        self._begun = True
+        self._begun, self._asked_at = True, self.now()
         self.put.note(self.resume_token)
         # Only after an answer: one that was lost may have made an upload, which a second one would hide. The next run
         # of the job looks for it (S3.abandon).

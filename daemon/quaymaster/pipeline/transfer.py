@@ -354,7 +354,7 @@ class Transfer:
         """Go on with what an earlier run has begun, or begin."""
         for token in [t for _, name, t in self.store.uploads(self.job) if name == leg.name]:
             if not put.resume and leg.destination.resumable(token, put):
-                put, leg.token = replace(put, resume=token), token
+                put = replace(put, resume=token)
             elif leg.destination.abandon(token):  # else the sweep does, when the destination answers
                 self.store.end_upload(self.job.id, leg.name, token)
         return leg.destination.begin(put)
