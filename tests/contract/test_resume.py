@@ -37,8 +37,7 @@ def interrupted(place: S3Place, data: bytes = DATA, *, parts: int = 3) -> str:
     """Sends so many parts and stops there, as a process does that is asked to stop; the token."""
     upload = place.make().begin(Put("a", len(data), METADATA))
     upload.write(data[: parts * PART + 1])
-    for sent in upload._sent:
-        sent.result()
+    upload._parts.all()
     upload.suspend()
     assert upload.resume_token
     return upload.resume_token
@@ -176,7 +175,7 @@ def test_an_outage_in_the_middle_leaves_what_can_be_gone_on_with(through: S3Plac
     tokens: list[str] = []
     upload = destination.begin(Put("a", len(DATA), METADATA, note=tokens.append))
     upload.write(DATA[: PART + 1])
-    upload._sent[0].result()
+    upload._parts.all()
     proxy.inject("*", request=lambda _: Response(503), times=10_000)
 
     def rest() -> None:

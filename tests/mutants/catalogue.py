@@ -158,7 +158,7 @@ MUTANTS = (
     Mutant(
         "s3-impatient",
         "Retry-After is not kept",
-        "destinations/s3_upload.py",
+        "destinations/s3_tries.py",
         "        asked = min(error.retry_after, _LONGEST_PATIENCE) if isinstance(error, Busy) else 0.0\n",
         "        asked = 0.0\n",
         (f"{_S3}::test_a_busy_server_is_given_the_time_it_asks_for",),

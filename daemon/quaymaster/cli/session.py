@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import functools
 import os
 from collections.abc import Callable, Iterator
@@ -124,12 +125,12 @@ def session_of(context: click.Context) -> Session:
     )
 
 
-class WordLeftOut(click.Group):
+class WordLeftOut(click.Group, abc.ABC):
     """A group of which the word after it may be left out: then the one that ``implied`` names is put in."""
 
+    @abc.abstractmethod
     def implied(self, first: str) -> str:
         """The word that goes before the first argument (empty: there is none); empty for none."""
-        raise NotImplementedError
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         at = 0

@@ -26,12 +26,14 @@ from quaymaster.destinations.owner import own_tag
 from quaymaster.destinations.s3_claim import Claim
 from quaymaster.destinations.s3_objects import Objects
 from quaymaster.destinations.s3_pace import Pace
+from quaymaster.destinations.s3_parts import abort_upload
 from quaymaster.destinations.s3_plain import Plain, usable
 from quaymaster.destinations.s3_plan import LARGEST_OBJECT, Plan, part_size_for
 from quaymaster.destinations.s3_probe import Capabilities, Probe, remove_left
 from quaymaster.destinations.s3_signature import Credentials
 from quaymaster.destinations.s3_together import LARGEST, Batch, suits
-from quaymaster.destinations.s3_upload import S3Upload, abort_upload
+from quaymaster.destinations.s3_tries import Tries
+from quaymaster.destinations.s3_upload import S3Upload
 from quaymaster.destinations.s3_wire import Settings, Wire
 from quaymaster.errors import IntegrityError, NameRefused, NotSupported, PermissionDenied, TransferError
 from quaymaster.model import Digests, Emit, Event, Level, Stored
@@ -142,10 +144,8 @@ class S3:
         able, lines = self._capabilities(), self._objects.wire.lines()
         if lines is None or not suits(able):
             self._tells = False
-        plan = self._plan(LARGEST)
-        batch = Batch(
-            self._objects, lines, able, plan.options, self._written, self._require_name, self._silent, self._pause
-        )
+        plan, tries = self._plan(LARGEST), Tries(self._jitter)
+        batch = Batch(self._objects, lines, able, plan.options, self._written, self._require_name, self._silent, tries)
         return batch.run(parcels, stopped)
 
     def _written(self, parcel: Parcel) -> S3Upload:
@@ -155,9 +155,6 @@ class S3:
 
     def _silent(self) -> None:
         self._tells = False
-
-    def _pause(self, attempt: int) -> None:
-        time.sleep(0.2 * 2 ** (attempt - 1) * (0.5 + self._jitter()))
 
     def resumable(self, token: str, put: Put) -> bool:
         try:

@@ -17,7 +17,8 @@ from quaymaster.destinations.s3_objects import Objects, sent_metadata
 from quaymaster.destinations.s3_plan import Expected
 from quaymaster.destinations.s3_probe import Capabilities
 from quaymaster.destinations.s3_sums import HEADERS, PARAMETERS, Sums, plain_etag, sums
-from quaymaster.destinations.s3_upload import TRIES, S3Upload, content_type
+from quaymaster.destinations.s3_tries import TRIES, Tries
+from quaymaster.destinations.s3_upload import S3Upload, content_type
 from quaymaster.errors import TemporaryError, TransferError
 from quaymaster.model import Stored
 
@@ -52,8 +53,7 @@ class Batch:
     require_name: Callable[[str], None]
     silent: Callable[[], None]
     """Told when an answer does not tell the digest."""
-    pause: Callable[[int], None]
-    """Wait before the next try, of which the number is given."""
+    tries: Tries
 
     def run(
         self, parcels: Sequence[Parcel], stopped: Callable[[], bool]
@@ -75,7 +75,7 @@ class Batch:
             left = list(failed)
             if not left or attempt == TRIES or stopped():
                 break
-            self.pause(attempt)
+            self.tries.pause(attempt)
         yield from failed.items()
 
     def _once(self, parcels: Sequence[Parcel], numbers: list[int]) -> Iterator[tuple[int, Stored | TransferError]]:
