@@ -3,6 +3,7 @@ beside another pass, against a real S3 server and directories (PRODUCT I1-I5).""
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 import os
@@ -26,6 +27,7 @@ from quaymaster.store.db import FILE_NAME
 from servers.faultproxy import FaultProxy, Request, Response, flip
 from system.bucket import Bucket
 from system.conftest import Home, quoted
+from system.faulty_filesystem import FaultyFilesystem, reason_to_skip
 from system.service import COMMAND, Service, until
 
 Serve = Callable[..., Service]
@@ -261,6 +263,28 @@ def test_what_another_program_put_there_is_adopted_and_not_sent_again(home: Home
     evidence = {service.deliveries(name)[0].proof.stored.evidence for name in contents}
     assert evidence <= {"etag-md5", "etag-md5-parts", "sha256"}
     assert service.deliveries(b"large.bin")[0].proof.stored.evidence == "etag-md5-parts"
+
+
+@pytest.mark.skipif(bool(reason_to_skip()), reason=reason_to_skip())
+@pytest.mark.parametrize("failing", ["fsync", "fsyncdir"])
+@pytest.mark.parametrize("name", ["reads.fastq", "reads.fastq.gz"])
+def test_a_copy_of_another_program_counts_only_when_it_is_on_the_disk(
+    home: Home, sync: Pass, failing: str, name: str
+) -> None:
+    """Its source may be removed next; a power cut must not take the copy."""
+    content = b"ACGT" * 50_000
+    with FaultyFilesystem(home.folder / "fuse") as filesystem:
+        home.archive = filesystem.seen
+        sync.configure(setting(home, 'compress = "gzip"' if name.endswith(".gz") else ""))
+        land(home, {b"reads.fastq": content})
+        (home.archive / name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+        filesystem.fail(**{failing: "EIO"})
+        code, found = sync("landing")
+        assert (code, found.get("adopted", 0)) == (1, 0)
+        filesystem.fail()
+        shutil.rmtree(home.folder / "state")  # it is compared anew, not sent
+        code, found = sync("landing")
+        assert (code, counts(found)) == (0, {"adopted": 1})
 
 
 def test_an_object_that_is_another_one_is_a_conflict_and_stays(home: Home, sync: Pass, bucket: Bucket) -> None:

@@ -245,6 +245,9 @@ class Answering:
     def holding(self, key: str, digests: Digests) -> Stored | None:
         return self.ask(lambda: self._inner.holding(key, digests))
 
+    def make_durable(self, stored: Stored) -> None:
+        self.ask(lambda: self._inner.make_durable(stored))
+
     def listing(self, prefix: str = "") -> Iterator[Stored]:
         entries = self._inner.listing(prefix)
         while some := self.ask(lambda: list(islice(entries, _LISTED))):

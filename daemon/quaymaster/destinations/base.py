@@ -160,6 +160,10 @@ class Destination(Protocol):
         read it."""
         ...
 
+    def make_durable(self, stored: Stored) -> None:
+        """A copy that somebody else put there, who may not have cared, outlives a power cut when this returns."""
+        ...
+
     def listing(self, prefix: str = "") -> Iterator[Stored]:
         """Everything under keys that begin with ``prefix``, in no particular order, with key, size, ETag and mtime, but
         without checksum and metadata: that takes one ``stat`` each. What quaymaster keeps for itself (``OWN``) is left

@@ -148,15 +148,15 @@ class Directory:
             return None
         found = self._digest(present)
         if found == digests.sha256:
-            self._sync(key)
+            self.make_durable(present)
             return replace(present, checksum=f"sha256:{digests.sha256}", evidence="readback")
         if self._digest(present) != found:  # one reading that differs may itself be what is damaged
             raise IntegrityError(f"{self.where(key)} reads back differently each time", "Look at its filesystem")
         return None
 
-    def _sync(self, key: str) -> None:
-        place = self.place(key)
-        with disk_errors(self.where(key)):
+    def make_durable(self, stored: Stored) -> None:
+        place = self.place(stored.key)
+        with disk_errors(self.where(stored.key)):
             directory, _ = self.open_folder(place.folders)
             try:
                 disk.sync_found(directory, place.leaf)

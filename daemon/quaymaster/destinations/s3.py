@@ -172,6 +172,9 @@ class S3:
     def holding(self, key: str, digests: Digests) -> Stored | None:
         return self._objects.holding(key, digests)
 
+    def make_durable(self, stored: Stored) -> None:
+        pass  # an object that can be seen is durable ("Data durability", S3 user guide)
+
     def listing(self, prefix: str = "") -> Iterator[Stored]:
         return (
             found for found in self._objects.listing(prefix) if prefix.startswith(OWN) or not found.key.startswith(OWN)

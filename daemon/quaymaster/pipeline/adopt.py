@@ -182,6 +182,7 @@ def _by_content(
         return None
     if expanded != original:
         return None
+    shelf.destination.make_durable(stored)
     return Proof(
         job=0,
         version=version,

@@ -358,8 +358,7 @@ class Store(Operators, Mirrored):
 
     def custody(self, first: int = 1, last: int = 1 << 62) -> Iterator[Entry]:
         """The custody log from entry ``first`` to ``last``, as it stood when the first one was asked for."""
-        with self._db.read() as t:
-            yield from custody.entries(t, first, last)
+        return custody.paged(self._db.read, first, last)
 
     def last_job_entry(self) -> int:
         """The number of the custody log's newest entry that belongs to a job; 0 for none."""

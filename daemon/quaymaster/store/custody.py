@@ -13,7 +13,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +22,7 @@ from quaymaster.model import shown
 from quaymaster.store.db import Transaction
 
 GENESIS = "0" * 64
+_AT_ONCE = 1_000  # entries
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,10 +147,28 @@ def of_paths(t: Transaction, watch: str, paths: Iterable[bytes]) -> list[Entry]:
     return [e for e in found if e.fields.get("watch") == watch and e.fields.get("path_hex") in names]
 
 
-def entries(t: Transaction, first: int = 1, last: int = 1 << 62) -> Iterator[Entry]:
-    """In order; ``first`` and ``last`` included."""
-    for row in t.execute("SELECT seq, body, sha256 FROM custody WHERE seq BETWEEN ? AND ? ORDER BY seq", (first, last)):
+def entries(t: Transaction, first: int = 1, last: int = 1 << 62, limit: int = -1) -> Iterator[Entry]:
+    """In order; ``first`` and ``last`` included, ``limit`` at most, unless it is negative."""
+    rows = t.execute(
+        "SELECT seq, body, sha256 FROM custody WHERE seq BETWEEN ? AND ? ORDER BY seq LIMIT ?", (first, last, limit)
+    )
+    for row in rows:
         yield Entry(row["seq"], row["body"], row["sha256"])
+
+
+def paged(read: Callable[[], AbstractContextManager[Transaction]], first: int, last: int) -> Iterator[Entry]:
+    """As :func:`entries`, some in each transaction that ``read`` begins: who reads slowly, a pager for instance, must
+    not keep the write-ahead log from its end. What is appended meanwhile is left out."""
+    with read() as t:
+        newest = entry(t)
+    last = min(last, newest.seq if newest else 0)
+    while first <= last:
+        with read() as t:
+            some = list(entries(t, first, last, _AT_ONCE))
+        if not some:
+            return
+        yield from some
+        first = some[-1].seq + 1
 
 
 def entry(t: Transaction, seq: int = 0) -> Entry | None:

@@ -17,7 +17,7 @@ import pytest
 from quaymaster.errors import StoreDamaged, StoreError, StoreFull, StoreTooNew, StoreUnwritable
 from quaymaster.model import FileVersion, Identity
 from quaymaster.store import Filter, Store
-from quaymaster.store.db import Database, Transaction
+from quaymaster.store.db import FILE_NAME, Database, Transaction
 
 _WRITER = """
 import sys
@@ -70,6 +70,24 @@ def test_a_reader_may_read_while_it_reads(tmp_path: Path) -> None:
     store.note("started", {})
     store.note("stopped", {})
     assert [store.custody_entry(entry.seq) for entry in store.custody()] == list(store.custody())
+    store.close()
+
+
+def test_who_reads_the_custody_log_slowly_does_not_keep_the_write_ahead_log_from_its_end(tmp_path: Path) -> None:
+    """``audit export`` into a pager that somebody left open."""
+    store = Store(str(tmp_path), create=True)
+    for number in range(2_500):
+        store.note("noted", {"number": number})
+    pager = store.custody()
+    first = next(pager)
+    store.note("later", {})
+    with sqlite3.connect(tmp_path / FILE_NAME, isolation_level=None) as other:
+        busy, _, _ = other.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        assert not busy
+    rest = list(pager)
+    assert [entry.seq for entry in (first, *rest)] == list(range(first.seq, first.seq + len(rest) + 1))
+    assert rest[-1].fields["kind"] == "noted"
+    assert len(rest) >= 2_499
     store.close()
 
 
