@@ -35,7 +35,7 @@ from quaymaster.model import Compression, Job, Stored
 from quaymaster.pipeline.adopt import Told
 from quaymaster.pipeline.budget import Cancelled
 from quaymaster.pipeline.formats import expand
-from quaymaster.pipeline.transfer import Bounds
+from quaymaster.pipeline.route import Bounds
 from quaymaster.store import Downloaded
 
 if TYPE_CHECKING:

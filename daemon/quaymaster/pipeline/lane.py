@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from quaymaster.model import Job, Stage
 from quaymaster.pipeline.dispose import Disposal
-from quaymaster.pipeline.transfer import Route
+from quaymaster.pipeline.route import Route
 from quaymaster.store import Queue
 
 

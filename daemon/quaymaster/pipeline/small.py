@@ -24,7 +24,7 @@ from quaymaster.pipeline import codec, reader
 from quaymaster.pipeline.budget import Cancelled
 from quaymaster.pipeline.lane import Lane, Running
 from quaymaster.pipeline.publication import PUBLISHING, Publication, metadata, told, told_failure
-from quaymaster.pipeline.transfer import Bounds
+from quaymaster.pipeline.route import Bounds
 from quaymaster.source import identity_of
 from quaymaster.store import Store
 

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from quaymaster import keys
 from quaymaster.destinations.base import Destination, Put, Upload
@@ -32,89 +32,22 @@ from quaymaster.errors import (
 )
 from quaymaster.model import Compression, Digests, Emit, Event, FileVersion, Job, Level, Proof, Stage, Stored, watch_of
 from quaymaster.pipeline import codec, publication, reader
-from quaymaster.pipeline.apart import ROOM, Apart, Rests
-from quaymaster.pipeline.bandwidth import Traffic
-from quaymaster.pipeline.budget import Cancelled, Pool, Staging
+from quaymaster.pipeline.apart import ROOM, Apart
+from quaymaster.pipeline.budget import Cancelled
 from quaymaster.pipeline.fetch import Copy
 from quaymaster.pipeline.publication import Publication, delivered
+from quaymaster.pipeline.route import Bounds, Route
 from quaymaster.pipeline.stages import CompressionFailed
 from quaymaster.pipeline.worth import reason_not_to_compress
-from quaymaster.source import Root
 from quaymaster.store import Store
 from quaymaster.store.passes import AGAIN
-
-if TYPE_CHECKING:
-    from quaymaster.config import Watch
 
 _T = TypeVar("_T")
 Progress = Callable[[Stage, int, int], None]
 """Told of the stage, source bytes read and stored bytes written so far."""
 
-
-class Standing(Protocol):
-    """Where a watch is, as those who notice its files know."""
-
-    def here(self) -> bool:
-        """False while it is known to be away. Never waits."""
-        ...
-
-    def network(self) -> bool:
-        """Whether its filesystem may hang."""
-        ...
-
-    def confirm(self) -> None:
-        """Look whether it is where it was; may hang. Raises SourceUnavailable."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class Route:
-    """How the files of one watch travel: its configuration with the parts that it names, ready to use."""
-
-    watch: Watch
-    root: Root
-    destinations: Mapping[str, Destination]
-    beside: frozenset[str]
-    """Names of destinations that are the source's own directory (PRODUCT P9)."""
-    standing: Standing
-    host: str
-    compression_disabled: bool = False
-
-    @property
-    def staged(self) -> bool:
-        """Whether sources are copied to local staging first."""
-        return self.standing.network() if self.watch.stage is None else self.watch.stage
-
-    @property
-    def apart(self) -> bool:
-        """Whether sources are only touched on threads of this watch, because they may hang."""
-        return self.standing.network() or self.staged
-
-
-@dataclass(frozen=True, slots=True)
-class Bounds:
-    """What all jobs share."""
-
-    memory: Pool
-    staging: Staging
-    compressing: Pool
-    """Threads that compress, all files together."""
-    traffic: Traffic
-    rests: Rests
-    cpus: int
-    waiting: Callable[[], int]
-    """How many files are in flight or wait now; decides the layout of threads."""
-    files: Callable[[], int]
-    """How many may be in flight."""
-
-    def share(self) -> int:
-        """Bytes of memory that one file may take, so that there is as much for each that is in flight."""
-        return self.memory.ceiling // max(1, min(self.waiting(), self.files()))
-
-
 _BESIDES = 512 << 10
 """Bytes that a file in flight takes besides its buffers: its thread, its connections, what libraries keep for them."""
-
 
 _READ_FIRST = ("source_sha256", "source_crc64nvme")
 """What a job's checkpoint holds of the first reading of its source."""
@@ -530,6 +463,3 @@ class Transfer:
     def _tell(self, kind: str, message: str, level: Level = Level.INFO) -> None:
         v = self._version
         self.emit(Event(kind, message, level, watch=v.watch, path=v.path, job=self.job.id, size=v.size))
-
-
-__all__ = ["Bounds", "Cancelled", "Progress", "Route", "Transfer"]

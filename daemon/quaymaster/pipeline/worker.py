@@ -31,7 +31,8 @@ from quaymaster.pipeline.fetch import STAGED, Copy, Errand, Fetchers, fetch
 from quaymaster.pipeline.lane import Lane, Running
 from quaymaster.pipeline.publication import delivered
 from quaymaster.pipeline.retry import LONGEST_WAIT, decide, defect, told
-from quaymaster.pipeline.transfer import Bounds, Transfer
+from quaymaster.pipeline.route import Bounds
+from quaymaster.pipeline.transfer import Transfer
 from quaymaster.store import Store
 
 __all__ = ["Lane", "Running", "Workers"]

@@ -16,7 +16,7 @@ from quaymaster.config.bandwidth import clock
 from quaymaster.pipeline.apart import Rests
 from quaymaster.pipeline.bandwidth import Meter, Traffic
 from quaymaster.pipeline.budget import Pool, Staging
-from quaymaster.pipeline.transfer import Bounds
+from quaymaster.pipeline.route import Bounds
 
 _ARENA_MAX, _MMAP_THRESHOLD = -8, -3
 """Parameters of mallopt(3)."""

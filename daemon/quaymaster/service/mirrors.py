@@ -14,7 +14,7 @@ from quaymaster.errors import StoreError
 from quaymaster.model import Emit, Event, Level, State
 from quaymaster.pipeline.lane import Running
 from quaymaster.pipeline.retry import defect
-from quaymaster.pipeline.transfer import Bounds
+from quaymaster.pipeline.route import Bounds
 
 if TYPE_CHECKING:
     from quaymaster.config import Mirror

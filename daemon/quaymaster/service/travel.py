@@ -12,7 +12,7 @@ from quaymaster.destinations.base import Destination
 from quaymaster.intake.mounts import Ground
 from quaymaster.model import Emit, published_as
 from quaymaster.pipeline.dispose import Disposal
-from quaymaster.pipeline.transfer import Route, Standing
+from quaymaster.pipeline.route import Route, Standing
 from quaymaster.pipeline.worker import Lane
 from quaymaster.service import anchor, build
 from quaymaster.service.anchor import Anchor
