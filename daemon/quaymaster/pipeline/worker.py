@@ -24,13 +24,12 @@ from quaymaster.errors import (
     TransferError,
 )
 from quaymaster.model import Emit, Event, Job, Level, Stage, State
-from quaymaster.pipeline import leftovers, small
+from quaymaster.pipeline import conclusion, leftovers, small
 from quaymaster.pipeline.budget import Cancelled
-from quaymaster.pipeline.dispose import dispose, older
 from quaymaster.pipeline.fetch import STAGED, Copy, Errand, Fetchers, fetch
 from quaymaster.pipeline.lane import Lane, Running
 from quaymaster.pipeline.publication import delivered
-from quaymaster.pipeline.retry import LONGEST_WAIT, decide, defect, told
+from quaymaster.pipeline.retry import decide, defect, told
 from quaymaster.pipeline.route import Bounds
 from quaymaster.pipeline.transfer import Transfer
 from quaymaster.store import Store
@@ -42,8 +41,6 @@ _LONG_WAY = 64 << 20
 _FETCHED_AT_ONCE = 8
 """Pieces of a file on a network filesystem that are asked for at a time: each answer comes late, and several together
 come no later."""
-_UNIT_PAUSE = 86400.0
-"""Seconds between two looks whether a delivered file's unit is published; the publication wakes it."""
 _SWEEP_STOP = 1.0
 """Seconds that the look at leftovers has to end; its destination may hang."""
 _STORE_PAUSE = 2.0
@@ -433,47 +430,15 @@ class Workers:
 
     def _conclude(self, job: Job, lane: Lane, *, apart: bool = False) -> bool:
         """What is to be done after the delivery; ``apart``: this thread must not touch the source."""
-        deliveries = self.store.deliveries_of(job)
-        proofs = [d.proof for d in deliveries]
-        if lane.disposal.after == "keep" or len(proofs) < len(lane.route.destinations):
-            self.store.finish(job, "kept" if proofs else "")
-            return False
-        due = max(proof.delivered_at for proof in proofs) + lane.grace
-        if self.clock() < due:
-            self.store.postpone(job, due)
-            return False
-        if self._is_awaited(job, lane):
+        deliveries = conclusion.due(self.store, job, lane, self.clock())
+        if not deliveries:
             return False
         self._progress_of(job)(Stage.DISPOSE, job.version.size, 0)
         if apart:
             return self._give_back(job)
-        if any(d.replaced for d in deliveries) and older(job, lane.route.root):
-            raise SourceChanged("A newer version of the file was delivered in its place", "The newer version stays")
-        pairs = [(proof, lane.route.destinations[proof.destination]) for proof in proofs]
-        outcome = dispose(
-            job,
-            lane.route.root,
-            lane.disposal,
-            pairs,
-            self._cancelled.is_set,
-            lambda: self.store.checkpoint(job, Stage.DISPOSE, {**job.checkpoint, "disposing": True}),
-            lane.route.standing.confirm,
-            lambda token: self.store.checkpoint(
-                job, Stage.DISPOSE, {**job.checkpoint, "disposing": True, "moving": token}
-            ),
-        )
-        self.store.finish(job, outcome)
+        outcome = conclusion.carry_out(self.store, job, lane, deliveries, self._cancelled.is_set)
         self._tell(job, "disposed", f"source {outcome}")
         return False
-
-    def _is_awaited(self, job: Job, lane: Lane) -> bool:
-        """Whether its source stays until the unit that it is in is published, or a hook has confirmed."""
-        watch, now = lane.route.watch, self.clock()
-        unit = watch.unit_of(job.version.path)
-        if watch.after_unit and unit is not None and self.store.units.await_published(job, unit, now + _UNIT_PAUSE):
-            return True
-        # It is woken as soon as a hook has confirmed; now and then it looks by itself.
-        return bool(self.store.await_hooks(job, watch.after_hooks, now + LONGEST_WAIT, unit))
 
     def _give_back(self, job: Job) -> bool:
         self.running[job.id].apart = True
