@@ -27,6 +27,7 @@ class Mutant:
 _KILL = "system/test_campaign_kill.py"
 _DISK = "system/test_campaign_disk.py::test_a_place_that_keeps_failing"
 _S3 = "contract/test_s3_faults.py"
+_LEFT = "contract/test_leftovers.py"
 _WEATHER = "system/test_campaign_s3.py::test_a_minute_of_bad_weather"
 _POWER = "system/test_power_cut.py::test_nothing_is_lost_wherever_the_power_fails"
 _LINKS = "system/test_campaign_hostile.py"
@@ -138,6 +139,14 @@ MUTANTS = (
         "SourceChanged) and False:",
         (f"{_DISK}[source]", f"{_OUTAGES}::test_a_share_that_goes_away_is_an_outage_of_its_watch_and_loses_nothing"),
     ),
+    Mutant(
+        "disk-adopted-unsynced",
+        "a copy that another program made is adopted before it is on the disk",
+        "pipeline/adopt.py",
+        "    shelf.destination.make_durable(stored)\n",
+        "",
+        ("system/test_sync.py::test_a_copy_of_another_program_counts_only_when_it_is_on_the_disk",),
+    ),
     # S3
     Mutant(
         "s3-unproven",
@@ -170,6 +179,24 @@ MUTANTS = (
         "        return self.size == sums.size and (\n",
         "        return self.size == sums.size or (\n",
         ("contract/test_resume.py::test_a_part_that_differs_is_sent_again",),
+    ),
+    Mutant(
+        "s3-denied-forgotten",
+        "an upload that the server denied for a moment is forgotten",
+        "pipeline/transfer.py",
+        "                put = replace(put, resume=token)\n",
+        "                put, leg.token = replace(put, resume=token), token\n",
+        (
+            "system/test_faults_s3.py::test_an_upload_that_the_server_denied_for_a_moment_is_removed_after_its_job_went_without_it",
+        ),
+    ),
+    Mutant(
+        "s3-late-creation",
+        "an upload that a stalled server makes after its sender's death is looked for once only",
+        "destinations/s3.py",
+        "        return found or abs(self._now() - asked_at) > _LATE\n",
+        "        return True\n",
+        (f"{_LEFT}::test_an_upload_that_the_server_makes_after_it_was_looked_for_is_found_by_a_later_look",),
     ),
     Mutant(
         "s3-gone-for-good",
