@@ -20,6 +20,8 @@ FILESYSTEMS = ("source", "state", "archive")
 FILESYSTEM_SIZE = 48 * MIB
 LOG_SIZE = 2048 * MIB  # sparse
 SECTOR = 512
+HOST = "recorder"
+"""The name of the machine that is cut off, and comes up again."""
 
 # linux/drivers/md/dm-log-writes.c
 _MAGIC = 0x6A736677736872

@@ -11,6 +11,7 @@ import io
 import json
 import os
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -23,7 +24,7 @@ from quaymaster.cli import main
 from quaymaster.errors import StoreError
 from quaymaster.model import State
 from quaymaster.store import Filter, Store
-from system.power import FILESYSTEM_SIZE, FILESYSTEMS, SECTOR, content
+from system.power import FILESYSTEM_SIZE, FILESYSTEMS, HOST, SECTOR, content
 
 SOURCE, STATE, ARCHIVE = (f"/mnt/{name}" for name in FILESYSTEMS)
 WATCHES = {
@@ -129,6 +130,7 @@ def mark(text: str) -> None:
 
 
 def examine(images: str, expected: list[str]) -> None:
+    socket.sethostname(HOST)  # it is this host that comes up again: nobody else removes what it left unfinished
     mount({name: f"{images}/{name}.img" for name in FILESYSTEMS}, "loop")
     try:
         before = facts()

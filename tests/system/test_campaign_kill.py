@@ -202,6 +202,7 @@ def run(campaign: Campaign, kills: list[tuple[str, str]]) -> None:
     assert len(missed) <= len(kills) // 10, missed
 
 
+@pytest.mark.timeout(600)
 def test_sigkill_at_a_third_of_all_steps(campaign: Campaign) -> None:
     steps = all_steps(campaign)
     assert len(steps) > 35, steps

@@ -69,7 +69,9 @@ def land(share: Share) -> dict[str, str]:
     (share.behind / "run").mkdir()
     (share.behind / "run/small").write_bytes(b"small")
     (share.behind / "empty").touch()
-    make(share.behind / "run/reads.fastq", fastq, 20 * MIB)
+    making = share.behind.parent / "reads.fastq"  # making it may take longer than it takes to settle
+    make(making, fastq, 20 * MIB)
+    making.rename(share.behind / "run/reads.fastq")
     return {name: file_sha256(share.behind / name) for name in ("run/small", "empty", "run/reads.fastq")}
 
 

@@ -23,7 +23,7 @@ from typing import Any
 import pytest
 
 from servers.uml import CHECKOUT, ENVIRONMENT, PYTHON, SHARE, CannotHave, Machine, root
-from system.power import FILESYSTEM_SIZE, FILESYSTEMS, LOG_SIZE, Disk, content, entries
+from system.power import FILESYSTEM_SIZE, FILESYSTEMS, HOST, LOG_SIZE, Disk, content, entries
 
 GUEST = [PYTHON, str(CHECKOUT / "tests/system/power_guest.py")]
 LANDED = 30  # files
@@ -57,7 +57,7 @@ def recording(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Recording]:
     for path, size in ((disk, FILESYSTEM_SIZE * len(FILESYSTEMS)), (log, LOG_SIZE)):
         with open(path, "wb") as file:
             file.truncate(size)
-    with Machine("recorder", folder, disks=[disk, log]) as machine:
+    with Machine(HOST, folder, disks=[disk, log]) as machine:
         done = machine.run([*GUEST, "record", str(LANDED)], timeout=600, environment=ENVIRONMENT)
         assert done.status == 0, done.err
         print("the service said:", *(machine.share / "service.log").read_text().splitlines()[-60:], sep="\n  ")
