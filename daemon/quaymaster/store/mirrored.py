@@ -38,7 +38,7 @@ class Mirrored(Room):
 
     def unlisted(self, mirror: str, paths: set[bytes]) -> int:
         """Supersede open jobs of all objects but these; how many."""
-        return self._db.write(lambda t: mirrors.left_over(t, mirror, paths))
+        return self._db.write(lambda t: mirrors.left_over(t, mirror, paths, self._clock()))
 
     def download_done(self, job: Job, done: Downloaded, details: Mapping[str, Any]) -> None:
         """An object is on the disk and verified: recorded, told in the custody log, and its job is done."""

@@ -8,11 +8,10 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from quaymaster.errors import StoreError
 from quaymaster.model import FileVersion, Job, State
-from quaymaster.store import jobs
+from quaymaster.store import jobs, passes
 from quaymaster.store.db import Transaction
 
 _OBJECT = "path, tag, job_id, target, size, sha256, evidence, file_inode, file_mtime"
@@ -148,13 +147,13 @@ def wanted(t: Transaction, versions: Sequence[FileVersion], now: float) -> dict[
     return held
 
 
-def left_over(t: Transaction, mirror: str, paths: set[bytes]) -> int:
-    """Supersede what is open of objects that are not listed any more; how many."""
-    rows: list[Any] = t.execute(
-        f"SELECT id, path FROM jobs WHERE watch_id = {_ID} AND state IN ('queued', 'waiting', 'parked')", (mirror,)
-    ).fetchall()
-    gone = [(row[0],) for row in rows if row[1] not in paths]
-    t.executemany("UPDATE jobs SET state = 'superseded', retry_at = NULL, stage = NULL WHERE id = ?", gone)
+def left_over(t: Transaction, mirror: str, paths: set[bytes], now: float) -> int:
+    """Supersede what is open of objects that are not listed any more, and does not run; how many."""
+    found = passes.open_of(t, mirror)
+    gone = [(now, job) for job, state, path in found if state is not State.RUNNING and path not in paths]
+    t.executemany(
+        "UPDATE jobs SET state = 'superseded', retry_at = NULL, stage = NULL, ended_at = ? WHERE id = ?", gone
+    )
     return len(gone)
 
 
