@@ -217,15 +217,16 @@ class Follower:
     ) -> None:
         had = self._store.downloaded(self.name) if pending else {}
         ready: list[tuple[Wanted, dict[bytes, Downloaded]]] = []
-        missing: list[FileVersion] = []
+        missing: list[Listed] = []
         lacks: dict[bytes, list[bytes]] = {}
         for wanted in pending:
             files, lacking = self._files(wanted, had)
-            missing += [self._version(wanted.objects[path]) for path in lacking]
+            missing += [wanted.objects[path] for path in lacking]
             lacks[wanted.path] = lacking
             if not lacking:
                 ready.append((wanted, files))
-        held = self._store.want(self.name, missing)
+        lost = [had[each.path, each.tag] for each in missing if (each.path, each.tag) in had]
+        held = self._store.want(self.name, [self._version(each) for each in missing], lost)
         self._store.unlisted(self.name, {path for wanted in pending for path in wanted.objects})
         if missing:
             queued = self._store.counts().get(self.name, {}).get(State.QUEUED, (0, 0))[0]

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from quaymaster.model import FileVersion, Identity, State
-from quaymaster.store import Filter, Store
+from quaymaster.store import Downloaded, Filter, Store
 
 DELIVERED = 2_000
 """Files: to look at each of them takes many thousand steps of SQLite's virtual machine."""
@@ -78,6 +79,19 @@ def test_what_a_mirror_no_longer_wants_is_given_up_without_looking_at_what_it_ha
     assert store.unlisted("w", set()) == 1
     store.finish(*store.jobs(Filter(states=(State.RUNNING,))))
     assert store.oldest_open() is None
+
+
+def test_what_a_mirror_has_got_since_it_looked_is_not_downloaded_once_more(store: Store) -> None:
+    store.want("w", [version(b"object")])
+    (job,) = store.claim(1)
+    got = Downloaded(b"object", 1, job.id, b"object", 10, "5e", "", 2**63 + 5, 7)
+    store.download_done(job, got, {})
+    assert store.want("w", [version(b"object")]) == {}
+    assert not store.open_of("w")
+    store.want("w", [version(b"object")], [replace(got, file_inode=6)])
+    assert not store.open_of("w"), "it was another file that was lost"
+    store.want("w", [version(b"object")], [got])
+    assert store.open_of("w") == {job.id: State.QUEUED}
 
 
 def test_known_files_are_not_looked_for_among_superseded_ones_where_there_are_none(store: Store) -> None:
