@@ -194,7 +194,7 @@ def test_an_outage_is_told_and_nothing_is_removed(home: Home, bucket: Bucket, se
     service.stop()
     dead = bucket.endpoint.rpartition(":")[0] + f":{free_ports(1)[0]}"
     code, said, _ = once(home, text.replace(bucket.endpoint, dead))
-    assert (code, said["state"]) == (1, "outage")
+    assert (code, said["state"], said["released"]) == (1, "outage", 1)
     assert released(home) == below("n/1", model(3))
 
 

@@ -74,6 +74,7 @@ class Follower:
                 self._follow(objects)
             self._voice.back()
         except TransferError as error:
+            self._count(self._store.mirror_units(self.name))
             self._voice.outage(error)
 
     def _follow(self, objects: Sequence[Stored]) -> None:
@@ -141,8 +142,7 @@ class Follower:
         self._drop_useless(pending, units)
         self._ground.clear_old(self._mirror.keep_old)
         state.waiting, state.refused = some(waiting), some(refused)
-        state.quarantined = some({shown(u.path): u.error for u in units.values() if u.refused})
-        state.released = sum(unit.state == "released" for unit in units.values())
+        self._count(units)
         state.server = self._serving.trouble
         told = all(unit.checked for unit in units.values() if unit.state == "released")
         leaving = self._mirror.on_delete == "remove" and any(unit.gone_since is not None for unit in units.values())
@@ -150,6 +150,10 @@ class Follower:
         if not waiting:  # of versions that were given up half-way, and jobs that were superseded
             self._ground.sweep(lambda: self._jobs_with_files(units))
         self._voice.refused(refused)
+
+    def _count(self, units: Mapping[bytes, MirrorUnit]) -> None:
+        self.state.quarantined = some({shown(u.path): u.error for u in units.values() if u.refused})
+        self.state.released = sum(unit.state == "released" for unit in units.values())
 
     def _refusal(self, wanted: Wanted) -> str:
         return wanted.refused or self._serving.refusal(wanted, self._plan)
