@@ -435,12 +435,12 @@ class Follower:
         if unit.state == "releasing":
             self._ground.discard(unit.old.encode())
         if unit.state != "none":
-            names = [unit.path] if unit.objects.keys() != {unit.path} else [unit.path, bare(unit.path, compressed=True)]
-            below = any(path.startswith(unit.path + b"/") for path in rest)
-            for name in (
-                name for name in names if not below and self._ground.has(name, unit.objects.keys() != {unit.path})
-            ):
-                self._ground.withdraw(name)
+            directory = unit.objects.keys() != {unit.path}
+            names = [unit.path] if directory else [unit.path, bare(unit.path, compressed=True)]
+            if not any(path.startswith(unit.path + b"/") for path in rest):
+                for name in names:
+                    if self._ground.has(name, directory):
+                        self._ground.withdraw(name)
             self._voice.say("mirror-removed", f"removed: {why}", Level.NOTICE, unit.path)
         self._store.forget_mirrored(self.name, list(unit.objects.items()), unit.path)
         del units[unit.path]
