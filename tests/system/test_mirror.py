@@ -20,6 +20,7 @@ import jsonschema_rs
 import pytest
 
 from quaymaster.service.api import openapi
+from servers.faultproxy import FaultProxy, unavailable
 from servers.model_server import ModelServer
 from servers.ports import free_ports
 from system.bucket import Bucket
@@ -193,8 +194,21 @@ def test_an_outage_is_told_and_nothing_is_removed(home: Home, bucket: Bucket, se
     service.stop()
     dead = bucket.endpoint.rpartition(":")[0] + f":{free_ports(1)[0]}"
     code, said, _ = once(home, text.replace(bucket.endpoint, dead))
-    assert (code, said["state"]) == (1, "outage")
+    assert (code, said["state"], said["released"]) == (1, "outage", 1)
     assert released(home) == below("n/1", model(3))
+
+
+def test_a_download_that_failed_is_tried_again_however_often_the_bucket_is_listed(
+    home: Home, bucket: Bucket, serve: Callable[..., Service]
+) -> None:
+    put_model(bucket, "m/1", model(1))
+    with FaultProxy(bucket.endpoint) as proxy:
+        proxy.inject("GetObject", request=unavailable(), only=lambda request: request.path.endswith("m/1/model.bin"))
+        service = serve(config(home, bucket, 'interval = "50ms"').replace(bucket.endpoint, proxy.endpoint))
+        until_released(home, below("m/1", model(1)))
+        jobs = service.cli("jobs", "--watch", "models")[1]["jobs"]
+        assert sorted((job["path"], job["attempts"]) for job in jobs) == [("m/1/model.bin", 1), ("m/1/model.xml", 0)]
+        service.stop()
 
 
 def test_what_the_bucket_does_not_list_any_more_stays_or_goes_after_its_time(home: Home, bucket: Bucket) -> None:

@@ -43,8 +43,8 @@ if TYPE_CHECKING:
     from quaymaster.destinations.s3 import S3
 
 _LENGTH = 16 << 20
-"""Bytes of one range. A server that keeps objects in chunks spends a quarter less on each byte than with half as much,
-and no less with more."""
+"""Bytes of the longest ranges. A server that keeps objects in chunks spends a quarter less on each byte than with half
+as much, and no less with more."""
 _AT_ONCE = 6
 """Ranges of one object under way; fewer, when there is no memory for more."""
 _BUFFERS = _AT_ONCE + 2
@@ -67,7 +67,7 @@ class Download:
     boot: str
     """Of the running kernel."""
     length: int = _LENGTH
-    """Bytes of one range; whole pages."""
+    """Bytes of the longest ranges; whole pages."""
     _earlier: dict[bytes, set[bytes]] | None = None
     _lock: threading.Lock = field(default_factory=threading.Lock)
 

@@ -74,6 +74,7 @@ class Follower:
                 self._follow(objects)
             self._voice.back()
         except TransferError as error:
+            self._count(self._store.mirror_units(self.name))
             self._voice.outage(error)
 
     def _follow(self, objects: Sequence[Stored]) -> None:
@@ -141,8 +142,7 @@ class Follower:
         self._drop_useless(pending, units)
         self._ground.clear_old(self._mirror.keep_old)
         state.waiting, state.refused = some(waiting), some(refused)
-        state.quarantined = some({shown(u.path): u.error for u in units.values() if u.refused})
-        state.released = sum(unit.state == "released" for unit in units.values())
+        self._count(units)
         state.server = self._serving.trouble
         told = all(unit.checked for unit in units.values() if unit.state == "released")
         leaving = self._mirror.on_delete == "remove" and any(unit.gone_since is not None for unit in units.values())
@@ -150,6 +150,10 @@ class Follower:
         if not waiting:  # of versions that were given up half-way, and jobs that were superseded
             self._ground.sweep(lambda: self._jobs_with_files(units))
         self._voice.refused(refused)
+
+    def _count(self, units: Mapping[bytes, MirrorUnit]) -> None:
+        self.state.quarantined = some({shown(u.path): u.error for u in units.values() if u.refused})
+        self.state.released = sum(unit.state == "released" for unit in units.values())
 
     def _refusal(self, wanted: Wanted) -> str:
         return wanted.refused or self._serving.refusal(wanted, self._plan)
@@ -217,15 +221,16 @@ class Follower:
     ) -> None:
         had = self._store.downloaded(self.name) if pending else {}
         ready: list[tuple[Wanted, dict[bytes, Downloaded]]] = []
-        missing: list[FileVersion] = []
+        missing: list[Listed] = []
         lacks: dict[bytes, list[bytes]] = {}
         for wanted in pending:
             files, lacking = self._files(wanted, had)
-            missing += [self._version(wanted.objects[path]) for path in lacking]
+            missing += [wanted.objects[path] for path in lacking]
             lacks[wanted.path] = lacking
             if not lacking:
                 ready.append((wanted, files))
-        held = self._store.want(self.name, missing)
+        lost = [had[each.path, each.tag] for each in missing if (each.path, each.tag) in had]
+        held = self._store.want(self.name, [self._version(each) for each in missing], lost)
         self._store.unlisted(self.name, {path for wanted in pending for path in wanted.objects})
         if missing:
             queued = self._store.counts().get(self.name, {}).get(State.QUEUED, (0, 0))[0]
@@ -430,12 +435,12 @@ class Follower:
         if unit.state == "releasing":
             self._ground.discard(unit.old.encode())
         if unit.state != "none":
-            names = [unit.path] if unit.objects.keys() != {unit.path} else [unit.path, bare(unit.path, compressed=True)]
-            below = any(path.startswith(unit.path + b"/") for path in rest)
-            for name in (
-                name for name in names if not below and self._ground.has(name, unit.objects.keys() != {unit.path})
-            ):
-                self._ground.withdraw(name)
+            directory = unit.objects.keys() != {unit.path}
+            names = [unit.path] if directory else [unit.path, bare(unit.path, compressed=True)]
+            if not any(path.startswith(unit.path + b"/") for path in rest):
+                for name in names:
+                    if self._ground.has(name, directory):
+                        self._ground.withdraw(name)
             self._voice.say("mirror-removed", f"removed: {why}", Level.NOTICE, unit.path)
         self._store.forget_mirrored(self.name, list(unit.objects.items()), unit.path)
         del units[unit.path]

@@ -141,8 +141,10 @@ class MirrorService:
                 elif listing:
                     due = self._monotonic() + self.mirror.interval
                     self._follower.look()
-                else:
-                    self._go_on()
+                elif self._arrived.is_set() and not self._downloads.busy:
+                    self._arrived.clear()
+                    self._follower.go_on()
+                self._wake_downloads()
             except StoreError as error:
                 self._emit(Event("store-failing", str(error), Level.ERROR, code=error.code))
                 self._stopping.wait(_NEXT_LOOK)
@@ -154,11 +156,8 @@ class MirrorService:
     def _patience(self) -> float:
         return _NEXT_LOOK if self._follower.state.waiting or self._downloads.paused else self.mirror.interval
 
-    def _go_on(self) -> None:
-        """Something was downloaded, a retry is due, or nothing at all has happened."""
-        if self._arrived.is_set() and not self._downloads.busy:
-            self._arrived.clear()
-            self._follower.go_on()
+    def _wake_downloads(self) -> None:
+        """Retries may be due, also where one listing follows the other."""
         if not self._follower.state.waiting:
             return
         due = self._store.next_retry()

@@ -29,7 +29,7 @@ SLOWEST_DISK = 4 << 20
 """Bytes a second: a local disk that reads a file more slowly is taken for one that hangs."""
 SLOWEST_LINE = 256 << 10
 """Bytes a second, for all files in flight together: the slowest way to an S3 server that is believed in."""
-RANGES = 32 << 20
+RANGES = 96 << 20
 """Bytes of one download that may be under way before the first of them counts."""
 _TRIES = 3  # of one request: destinations/s3_tries.py
 _HEARTBEAT = 30.0  # seconds within which a watch says something, however little happens: intake/intake.py

@@ -475,7 +475,7 @@ class Store(Operators, Mirrored):
     def open_of(self, watch: str) -> dict[int, State]:
         """The watch's jobs that are not final."""
         with self._db.read() as t:
-            return passes.open_of(t, watch)
+            return {job: state for job, state, _ in passes.open_of(t, watch)}
 
     def send_again(self, versions: Sequence[FileVersion]) -> int:
         """Queue what is done or given up once more, to be sent although it was; how many."""

@@ -32,13 +32,16 @@ class Mirrored(Room):
         with self._db.read() as t:
             return mirrors.numbers(t, mirror)
 
-    def want(self, mirror: str, versions: Sequence[FileVersion]) -> dict[bytes, Job]:
-        """Queue these objects; path -> the job of each that waits for a retry or an operator, or was given up."""
-        return self._db.write(lambda t: mirrors.wanted(t, versions, self._clock())) if versions else {}
+    def want(self, mirror: str, versions: Sequence[FileVersion], lost: Sequence[Downloaded] = ()) -> dict[bytes, Job]:
+        """Queue these objects, of which ``lost`` were downloaded before; path -> the job of each that waits for a retry
+        or an operator, or was given up. What was downloaded meanwhile is not queued again."""
+        if not versions:
+            return {}
+        return self._db.write(lambda t: mirrors.wanted(t, mirror, versions, lost, self._clock()))
 
     def unlisted(self, mirror: str, paths: set[bytes]) -> int:
         """Supersede open jobs of all objects but these; how many."""
-        return self._db.write(lambda t: mirrors.left_over(t, mirror, paths))
+        return self._db.write(lambda t: mirrors.left_over(t, mirror, paths, self._clock()))
 
     def download_done(self, job: Job, done: Downloaded, details: Mapping[str, Any]) -> None:
         """An object is on the disk and verified: recorded, told in the custody log, and its job is done."""

@@ -8,11 +8,10 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from quaymaster.errors import StoreError
 from quaymaster.model import FileVersion, Job, State
-from quaymaster.store import jobs
+from quaymaster.store import jobs, passes
 from quaymaster.store.db import Transaction
 
 _OBJECT = "path, tag, job_id, target, size, sha256, evidence, file_inode, file_mtime"
@@ -134,27 +133,38 @@ def forget(t: Transaction, mirror: str, unit: bytes, objects: Iterable[tuple[byt
         t.execute(f"DELETE FROM mirror_units WHERE watch_id = {_ID} AND path = ?", (mirror, unit))
 
 
-def wanted(t: Transaction, versions: Sequence[FileVersion], now: float) -> dict[bytes, Job]:
-    """Queue what is to be downloaded: new objects, and those of which the file was lost. Path -> the job of each that
-    is given up, or waits for a retry or an operator."""
+def wanted(
+    t: Transaction, mirror: str, versions: Sequence[FileVersion], lost: Iterable[Downloaded], now: float
+) -> dict[bytes, Job]:
+    """Queue what is to be downloaded: new objects, and those of which the file was ``lost``; but none that was
+    downloaded since the caller looked. Path -> the job of each that is given up or waits for a retry or an operator."""
+    t.executemany(
+        f"DELETE FROM mirror_objects WHERE watch_id = {_ID} AND path = ? AND tag = ? AND file_inode = ?"
+        " AND file_mtime = ?",
+        [(mirror, each.path, each.tag, jobs.signed(each.file_inode), each.file_mtime) for each in lost],
+    )
     jobs.enqueue(t, versions, now)
     held: dict[bytes, Job] = {}
     for start in range(0, len(versions), 500):
         some = versions[start : start + 500]
         found = jobs.find_versions(t, some)
         again = [(now, job.id) for job in found if job.state is State.DONE]
-        t.executemany("UPDATE jobs SET state = 'queued', queued_at = ?, ended_at = NULL WHERE id = ?", again)
+        t.executemany(
+            "UPDATE jobs SET state = 'queued', queued_at = ?, ended_at = NULL WHERE id = ? AND NOT EXISTS"
+            " (SELECT 1 FROM mirror_objects AS m WHERE (m.watch_id, m.path, m.tag) = (jobs.watch_id, path, inode))",
+            again,
+        )
         held |= {j.version.path: j for j in found if j.state in (State.PARKED, State.DROPPED, State.WAITING)}
     return held
 
 
-def left_over(t: Transaction, mirror: str, paths: set[bytes]) -> int:
-    """Supersede what is open of objects that are not listed any more; how many."""
-    rows: list[Any] = t.execute(
-        f"SELECT id, path FROM jobs WHERE watch_id = {_ID} AND state IN ('queued', 'waiting', 'parked')", (mirror,)
-    ).fetchall()
-    gone = [(row[0],) for row in rows if row[1] not in paths]
-    t.executemany("UPDATE jobs SET state = 'superseded', retry_at = NULL, stage = NULL WHERE id = ?", gone)
+def left_over(t: Transaction, mirror: str, paths: set[bytes], now: float) -> int:
+    """Supersede what is open of objects that are not listed any more, and does not run; how many."""
+    found = passes.open_of(t, mirror)
+    gone = [(now, job) for job, state, path in found if state is not State.RUNNING and path not in paths]
+    t.executemany(
+        "UPDATE jobs SET state = 'superseded', retry_at = NULL, stage = NULL, ended_at = ? WHERE id = ?", gone
+    )
     return len(gone)
 
 

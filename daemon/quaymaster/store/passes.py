@@ -120,16 +120,16 @@ def outcomes(t: Transaction, ids: Sequence[int], since: float) -> list[Outcome]:
     return found
 
 
-def open_of(t: Transaction, watch: str) -> dict[int, State]:
-    """The watch's jobs that are not final."""
+def open_of(t: Transaction, watch: str) -> list[tuple[int, State, bytes]]:
+    """The watch's jobs that are not final: number, state and path."""
     # Each query in the words of a partial index. But for the plus, SQLite would rather look through all jobs of the
     # watch (https://www.sqlite.org/optoverview.html, "Disqualifying WHERE Clause Terms Using Unary '+'").
     queued, others = "state = 'queued' AND watch_id", ("state = 'waiting' AND +watch_id", f"{jobs.HELD} AND +watch_id")
     query = " UNION ALL ".join(
-        f"SELECT id, state FROM jobs WHERE {where} = (SELECT id FROM watches WHERE name = ?)"
+        f"SELECT id, state, path FROM jobs WHERE {where} = (SELECT id FROM watches WHERE name = ?)"
         for where in (queued, *others)
     )
-    return {row[0]: State(row[1]) for row in t.execute(query, [watch] * 3)}
+    return [(row[0], State(row[1]), row[2]) for row in t.execute(query, [watch] * 3)]
 
 
 def send_again(t: Transaction, versions: Sequence[FileVersion], now: float) -> int:

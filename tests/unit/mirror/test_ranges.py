@@ -61,3 +61,19 @@ def test_what_a_request_raises_comes_out_in_its_turn() -> None:
         assert [next(turn).data[0] for _ in range(2)] == [0, 1]
         with pytest.raises(Unreachable):
             next(turn)
+
+
+def test_they_grow_while_they_come_quickly_and_shrink_when_they_do_not() -> None:
+    """On a slow line that breaks now and then, each long range would have to come from its beginning again."""
+    asked, now = list[int](), 0.0
+
+    def timed(at: int, buffer: memoryview) -> None:
+        nonlocal now
+        asked.append(len(buffer) // LENGTH)
+        now += asked[-1] * (0.0 if at < 100 * LENGTH else 1.0)  # from then on a page takes a second
+
+    ranges = Ranges(timed, 0, 150 * LENGTH, 16 * LENGTH, at_once=1, buffers=1, uses=1, monotonic=lambda: now)
+    with closing(ranges):
+        for came in ranges:
+            came.give_back()
+    assert asked == [2, 4, 8, 16, 16, 16, 16, 16, 16, 16, 8, 4, 4, 4, 4]

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from quaymaster.model import FileVersion, Identity, State
-from quaymaster.store import Store
+from quaymaster.store import Downloaded, Filter, Store
 
 DELIVERED = 2_000
 """Files: to look at each of them takes many thousand steps of SQLite's virtual machine."""
@@ -40,12 +41,14 @@ def steps(store: Store, act: Callable[[], object]) -> int:
         taken += 100
         return 0
 
-    with store._db.read() as connection:
+    with store._db.read() as reader:
+        connections = (reader, store._db._writer)
+    for connection in connections:
         connection.set_progress_handler(count, 100)
     try:
         act()
     finally:
-        with store._db.read() as connection:
+        for connection in connections:
             connection.set_progress_handler(None, 100)
     return taken
 
@@ -61,6 +64,34 @@ def test_open_jobs_are_found_without_looking_at_those_that_are_done(store: Store
     expected = {parked.id: State.PARKED, waiting.id: State.WAITING, running.id: State.RUNNING}
     assert {**expected, running.id + 1: State.QUEUED} == found
     assert not store.open_of("another")
+
+
+def test_what_a_mirror_no_longer_wants_is_given_up_without_looking_at_what_it_has(store: Store) -> None:
+    store.enqueue([version(name) for name in (b"parked", b"waiting", b"running")])
+    parked, waiting, _ = store.claim(3)
+    store.fail(parked, State.PARKED, "permanent", "no")
+    store.fail(waiting, State.WAITING, "unreachable", "not now", retry_at=2000.0)
+    store.enqueue([version(b"queued"), version(b"wanted")])
+    gone = []
+    assert steps(store, lambda: gone.append(store.unlisted("w", {b"wanted"}))) < FEW_STEPS
+    assert gone == [3]
+    assert set(store.open_of("w").values()) == {State.RUNNING, State.QUEUED}
+    assert store.unlisted("w", set()) == 1
+    store.finish(*store.jobs(Filter(states=(State.RUNNING,))))
+    assert store.oldest_open() is None
+
+
+def test_what_a_mirror_has_got_since_it_looked_is_not_downloaded_once_more(store: Store) -> None:
+    store.want("w", [version(b"object")])
+    (job,) = store.claim(1)
+    got = Downloaded(b"object", 1, job.id, b"object", 10, "5e", "", 2**63 + 5, 7)
+    store.download_done(job, got, {})
+    assert store.want("w", [version(b"object")]) == {}
+    assert not store.open_of("w")
+    store.want("w", [version(b"object")], [replace(got, file_inode=6)])
+    assert not store.open_of("w"), "it was another file that was lost"
+    store.want("w", [version(b"object")], [got])
+    assert store.open_of("w") == {job.id: State.QUEUED}
 
 
 def test_known_files_are_not_looked_for_among_superseded_ones_where_there_are_none(store: Store) -> None:
