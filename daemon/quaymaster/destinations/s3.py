@@ -171,10 +171,9 @@ class S3:
     def holding(self, key: str, digests: Digests) -> Stored | None:
         return self._objects.holding(key, digests)
 
-    def listing(self, prefix: str = "") -> Iterator[Stored]:
-        return (
-            found for found in self._objects.listing(prefix) if prefix.startswith(OWN) or not found.key.startswith(OWN)
-        )
+    def listing(self, prefix: str = "", known: Callable[[], Sequence[str]] = tuple) -> Iterator[Stored]:
+        found = self._objects.listing(prefix, known)
+        return found if prefix.startswith(OWN) else (each for each in found if not each.key.startswith(OWN))
 
     def read(self, stored: Stored, at_once: int = 1) -> AbstractContextManager[Reading]:
         return self._objects.read(stored, at_once)
