@@ -16,7 +16,7 @@ import math
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -248,8 +248,8 @@ class Answering:
     def make_durable(self, stored: Stored) -> None:
         self.ask(lambda: self._inner.make_durable(stored))
 
-    def listing(self, prefix: str = "") -> Iterator[Stored]:
-        entries = self._inner.listing(prefix)
+    def listing(self, prefix: str = "", known: Callable[[], Sequence[str]] = tuple) -> Iterator[Stored]:
+        entries = self._inner.listing(prefix, known)
         while some := self.ask(lambda: list(islice(entries, _LISTED))):
             yield from some
 

@@ -164,11 +164,14 @@ class Destination(Protocol):
         """A copy that somebody else put there, who may not have cared, outlives a power cut when this returns."""
         ...
 
-    def listing(self, prefix: str = "") -> Iterator[Stored]:
+    def listing(self, prefix: str = "", known: Callable[[], Sequence[str]] = tuple) -> Iterator[Stored]:
         """Everything under keys that begin with ``prefix``, in no particular order, with key, size, ETag and mtime, but
         without checksum and metadata: that takes one ``stat`` each. What quaymaster keeps for itself (``OWN``) is left
         out, unless the prefix asks for it. Raises in the middle when the listing breaks off: then it is worth nothing.
-        """
+
+        ``known`` gives keys that may well be there, in order, once they are known (until then none, at once; it is
+        asked from any thread): a listing that comes page after page is divided at some of them. Then an object may come
+        twice."""
         ...
 
     def read(self, stored: Stored, at_once: int = 1) -> AbstractContextManager[Reading]:

@@ -23,7 +23,7 @@ import os
 import re
 import secrets
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 
@@ -170,7 +170,7 @@ class Directory:
                 total.update(piece)
         return total.hexdigest()
 
-    def listing(self, prefix: str = "") -> Iterator[Stored]:
+    def listing(self, prefix: str = "", known: Callable[[], Sequence[str]] = tuple) -> Iterator[Stored]:
         with disk_errors(self.path):
             root = self.open_root()
             try:

@@ -175,10 +175,9 @@ class S3:
     def make_durable(self, stored: Stored) -> None:
         pass  # an object that can be seen is durable ("Data durability", S3 user guide)
 
-    def listing(self, prefix: str = "") -> Iterator[Stored]:
-        return (
-            found for found in self._objects.listing(prefix) if prefix.startswith(OWN) or not found.key.startswith(OWN)
-        )
+    def listing(self, prefix: str = "", known: Callable[[], Sequence[str]] = tuple) -> Iterator[Stored]:
+        found = self._objects.listing(prefix, known)
+        return found if prefix.startswith(OWN) else (each for each in found if not each.key.startswith(OWN))
 
     def read(self, stored: Stored, at_once: int = 1) -> AbstractContextManager[Reading]:
         return self._objects.read(stored, at_once)

@@ -6,7 +6,7 @@ import base64
 import hashlib
 import itertools
 import string
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -109,24 +109,30 @@ class Objects:
         version = {"VersionId": version_id} if version_id else {}
         return self.wire.call("head_object", key, ChecksumMode="ENABLED", **version)
 
-    def listing(self, prefix: str) -> Iterator[Stored]:
+    def listing(self, prefix: str, known: Callable[[], Sequence[str]] = tuple) -> Iterator[Stored]:
         """One request for 1,000 objects, made while those before are looked at; the first one at once."""
         whole = self.whole_key(prefix)
-        pages = Ahead(lambda token: self._page(whole, token), self.wire.where(whole))
+        pages = Ahead(
+            lambda token, after: self._page(whole, token, after),
+            self.wire.where(whole),
+            lambda: [self.whole_key(key) for key in known()],
+        )
         start = len(self.wire.settings.prefix)
         return (Stored(key[start:], size, etag, mtime=at) for page in pages for key, size, etag, at in page.objects)
 
-    def _page(self, prefix: str, token: str) -> Page:
+    def _page(self, prefix: str, token: str, after: str) -> Page:
         where = self.wire.where(prefix)
         if (plain := self._plain) is not None:
-            query = {"list-type": "2", "encoding-type": "url", "prefix": prefix}
+            asked = {"prefix": prefix, "continuation-token": token, "start-after": after}
+            query = {"list-type": "2", "encoding-type": "url"} | {name: text for name, text in asked.items() if text}
             try:
-                return page(plain.get(where, query | ({"continuation-token": token} if token else {})).body)
+                return page(plain.get(where, query).body)
             except UnreadableError:
                 raise Unreachable(f"The listing of {where} did not arrive whole", "It is tried again") from None
             except ElsewhereError:
                 self._plain = None
-        answer = self.wire.call("list_objects_v2", Prefix=prefix, **({"ContinuationToken": token} if token else {}))
+        begins = {"ContinuationToken": token} if token else {"StartAfter": after} if after else {}
+        answer = self.wire.call("list_objects_v2", Prefix=prefix, **begins)
         objects = [
             Listed(found["Key"], int(found["Size"]), plain_etag(found.get("ETag")), found["LastModified"].timestamp())
             for found in answer.get("Contents", [])

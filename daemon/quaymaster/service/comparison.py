@@ -77,6 +77,8 @@ class Comparison:
     _listed: dict[str, dict[str, Stored]] = field(default_factory=dict)
     _ours: dict[str, Collection[str]] = field(default_factory=dict)
     _beside: frozenset[str] = frozenset()
+    _expected: Sequence[str] = ()
+    """Keys in order, once the files are known."""
 
     def __post_init__(self) -> None:
         self._beside = build.beside(self.config, self.watch)
@@ -84,12 +86,13 @@ class Comparison:
     def begin(self) -> None:
         """Ask for the listings now, while the files are still being found."""
         for name in set(self.watch.destinations) - self._beside:
-            self._begun[name] = self.destinations[name].listing(self._prefix())
+            self._begun[name] = self._listing(name)
 
     def run(self, versions: Sequence[FileVersion]) -> Verdicts:
         verdicts = Verdicts()
         keys_of = keys.keys_of(self.watch.key, _SUFFIXES, watch=self.watch.name, host=self.config.service.host)
         found = [(version, keys_of(version.path)) for version in versions]
+        self._expected = sorted(names[0] for _, names in found)
         shared = {key for _, names in found for key in names}
         for name in self.watch.destinations:
             self._look(name, shared, verdicts)
@@ -121,6 +124,9 @@ class Comparison:
     def _prefix(self) -> str:
         return keys.fixed_prefix(self.watch.key, watch=self.watch.name, host=self.config.service.host)
 
+    def _listing(self, name: str) -> Iterator[Stored]:
+        return self.destinations[name].listing(self._prefix(), lambda: self._expected)
+
     def _look(self, name: str, wanted: Collection[str], verdicts: Verdicts) -> None:
         destination = self.destinations[name]
         beside = name in self._beside
@@ -130,7 +136,7 @@ class Comparison:
                 self._look_up(destination, wanted, found)
             else:
                 self.tell(f"listing destination {name}")
-                listing = self._begun.get(name) or destination.listing(self._prefix())
+                listing = self._begun.get(name) or self._listing(name)
                 found = {stored.key: stored for stored in listing if stored.key in wanted}
         except TransferError as error:
             found = {}  # half a listing is none

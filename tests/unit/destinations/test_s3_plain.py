@@ -137,7 +137,7 @@ def test_pages_are_fetched_ahead_and_only_so_many() -> None:
     asked: list[str] = []
     full = threading.Event()
 
-    def fetch(token: str) -> Page:
+    def fetch(token: str, after: str) -> Page:
         asked.append(token)
         if len(asked) == s3_listing._AHEAD:
             full.set()
@@ -154,7 +154,7 @@ def test_pages_are_fetched_ahead_and_only_so_many() -> None:
 
 def test_a_listing_that_repeats_itself_ends() -> None:
     with pytest.raises(Unreachable, match="repeats itself"):
-        list(Ahead(lambda token: Page([], "same"), "there"))
+        list(Ahead(lambda token, after: Page([], "same"), "there"))
 
 
 @pytest.mark.parametrize(
