@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import functools
 import hashlib
 import json
@@ -32,6 +31,7 @@ from quaymaster.errors import (
     TransferError,
     Unreachable,
 )
+from quaymaster.memory import give_back
 from quaymaster.model import Compression, Digests, Event, Level, Stored
 
 TRIES = 3
@@ -496,10 +496,7 @@ class S3Upload:
             # which leads back here: together they would stay until the collector of cycles comes.
             self._spare.clear()
             self._failure = None
-            # glibc keeps freed buffers for itself: an idle service would hold 150 MB. (musl has no such call.)
-            trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-            if trim:
-                trim(0)
+            give_back()
 
     def _tell(self, kind: str, message: str, level: Level) -> None:
         self.emit(Event(kind, message, level, destination=self.objects.wire.settings.name))
