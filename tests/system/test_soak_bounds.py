@@ -18,6 +18,7 @@ from system.conftest import Home, quoted
 from system.service import Service, until
 
 MIB = 1 << 20
+SPARSE = 256 * MIB
 
 
 @dataclass(frozen=True)
@@ -82,12 +83,15 @@ class Tree:
 
 
 def land(folder: Path, name: str, size: int, chance: random.Random) -> None:
-    """A file whose content nothing else has; it appears in one step."""
+    """A file whose content nothing else has; it appears in one step. One of SPARSE bytes or more has holes, so that the
+    disk need not hold it twice: the service reads and sends them as it does other bytes."""
     part = folder / f".{name}.part"
-    block = chance.randbytes(min(size, MIB))
+    block = chance.randbytes(min(size, MIB if size < SPARSE else 64 << 10))
     with part.open("wb") as file:
         for number in range(0, size, MIB):
+            file.seek(number)
             file.write(number.to_bytes(8, "big") + block[8:] if size >= MIB else block)
+        file.truncate(size)
     part.rename(folder / name)
 
 
@@ -159,7 +163,8 @@ def test_the_ceiling_holds_with_large_files_and_many(home: Home, serve: Callable
 @pytest.mark.soak
 @pytest.mark.timeout(12 * 3600)
 def test_hours_of_work_leave_nothing_behind(home: Home, serve: Callable[..., Service], bucket: Bucket) -> None:
-    """Memory, descriptors and threads of the idle service after each round of work: none grows."""
+    """Memory, descriptors and threads of the idle service after each round of work: none grows. The first third is for
+    warming up: caches of the database fill with the ledger, and each thread has its first large file."""
     chance = random.Random(2)
     service = serve(configuration(home, bucket, 64 * MIB))
     warmed(service, home)
@@ -180,10 +185,14 @@ def test_hours_of_work_leave_nothing_behind(home: Home, serve: Callable[..., Ser
                 file.unlink()
         bucket.clear()
     third = len(rounds) // 3
-    early, late = (
-        [statistics.median(column) for column in zip(*part, strict=True)] for part in (rounds[:third], rounds[-third:])
+    warming, middle, late = (
+        [statistics.median(column) for column in zip(*part, strict=True)]
+        for part in (rounds[:third], rounds[third : 2 * third], rounds[-third:])
     )
-    print(f"\n{len(rounds)} rounds, {done:,} files; (bytes, descriptors, threads) early {early}, late {late}")
-    assert late[0] <= early[0] + 8 * MIB
-    assert late[1] <= early[1] + 4
-    assert late[2] <= early[2] + 2
+    print(
+        f"\n{len(rounds)} rounds, {done:,} files; (bytes, descriptors, threads) while warming up {warming},"
+        f" in the middle {middle}, late {late}"
+    )
+    assert late[0] <= middle[0] + 2 * MIB
+    assert late[1] <= middle[1] + 4
+    assert late[2] <= middle[2] + 2

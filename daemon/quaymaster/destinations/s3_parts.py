@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
 import json
 import threading
@@ -22,6 +21,7 @@ from quaymaster.destinations.s3_sums import Sums, sums
 from quaymaster.destinations.s3_tries import Tries
 from quaymaster.destinations.s3_wire import Busy, UploadGone
 from quaymaster.errors import PermanentError, Unreachable
+from quaymaster.memory import give_back
 
 
 @dataclass(eq=False)
@@ -149,10 +149,7 @@ class Parts:
         # which leads back here: together they would stay until the collector of cycles comes.
         self._spare.clear()
         self.failure = None
-        # glibc keeps freed buffers for itself: an idle service would hold 150 MB. (musl has no such call.)
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-        if trim:
-            trim(0)
+        give_back()
 
     def abort(self) -> None:
         self.tries.run(lambda: abort_upload(self.objects, self.key, self.upload_id))

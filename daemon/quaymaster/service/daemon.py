@@ -19,6 +19,7 @@ from quaymaster.config import Config, load, problems_on_disk
 from quaymaster.errors import ConfigError, Conflict, InternalError, NameRefused, StoreError, StoreUnwritable
 from quaymaster.intake.intake import WatchStatus
 from quaymaster.intake.observe import ignore_lease_breaks
+from quaymaster.memory import Freed
 from quaymaster.model import Emit, Event, Level, State
 from quaymaster.pipeline.retry import decide
 from quaymaster.pipeline.worker import Running
@@ -77,6 +78,7 @@ class Daemon:
         self._watchdog = watchdog or Watchdog(0)
         self._debug = bool(os.environ.get("QUAYMASTER_DEBUG"))
         self._stalled: set[str] = set()
+        self._freed = Freed(time.monotonic())
         self._rate = standing.Rate()
         self._live = Live()
         self._crew: Crew | None = None
@@ -120,6 +122,7 @@ class Daemon:
                 api.tend()
                 self._give_sign(store, crew)
                 self._tell.tick()
+                self._freed.tick(time.monotonic())
                 self._rescan_changed(crew)
             with taking_time(self._config.service.stop_timeout + _LEAVING):
                 self._shut_down(store, crew)
@@ -274,6 +277,7 @@ class Daemon:
 
     def _emit(self, event: Event) -> None:
         """Every event passes here: to the operator, and into what ``status`` says of the destinations."""
+        self._freed.work()
         if event.kind == "delivered":
             self._rate.delivered(event)
         if event.kind in HEARD and self._crew:

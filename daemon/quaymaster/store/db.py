@@ -25,6 +25,7 @@ FILE_NAME = "quaymaster.db"
 _BATCH = 1000  # writers committed together; bounds how long one commit holds the lock
 _BUSY_SECONDS = 20.0
 _CLOSE_SECONDS = 5.0  # that closing waits for those who are reading or writing
+_STATEMENTS = 64  # kept prepared by each connection, at about 10 KiB; lists of each length make one of their own
 _READER_CACHE_KIB = 256  # of each connection: there may be many, and the kernel caches the file anyhow
 DAMAGED = (
     "Nothing was changed. Stop the service and restore a backup, or run quaymaster rebuild: it keeps the damaged file, "
@@ -185,7 +186,11 @@ class Database:
 
     def _connect(self) -> sqlite3.Connection:
         connection = sqlite3.connect(
-            self.path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False, cached_statements=200
+            self.path,
+            timeout=_BUSY_SECONDS,
+            isolation_level=None,
+            check_same_thread=False,
+            cached_statements=_STATEMENTS,
         )
         connection.row_factory = sqlite3.Row
         connection.execute("PRAGMA synchronous = FULL")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import random
 import signal
@@ -62,6 +63,17 @@ def test_threads_that_come_and_go_leave_no_open_files(tmp_path: Path) -> None:
         thread.start()
         thread.join()
     assert len(os.listdir("/proc/self/fd")) == before
+    store.close()
+
+
+def test_lists_of_every_length_do_not_fill_the_memory(tmp_path: Path) -> None:
+    """A list makes a statement of its own for each length: kept by hundreds in each connection, they let memory grow
+    for hours."""
+    store = Store(str(tmp_path), create=True)
+    before = sum(type(found).__name__ == "Statement" for found in gc.get_objects())
+    for length in range(1, 200):
+        assert store.jobs(Filter(ids=tuple(range(length)))) == []
+    assert sum(type(found).__name__ == "Statement" for found in gc.get_objects()) - before <= 100
     store.close()
 
 
