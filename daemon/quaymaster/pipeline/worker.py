@@ -23,8 +23,9 @@ from quaymaster.errors import (
     StoreError,
     TransferError,
 )
-from quaymaster.model import Emit, Event, Job, Level, Stage, State
+from quaymaster.model import Compression, Emit, Event, Job, Level, Stage, State
 from quaymaster.pipeline import leftovers, small
+from quaymaster.pipeline.adopt import Shelf, left_by_another
 from quaymaster.pipeline.budget import Cancelled
 from quaymaster.pipeline.dispose import dispose, older
 from quaymaster.pipeline.fetch import STAGED, Copy, Errand, Fetchers, fetch
@@ -497,6 +498,8 @@ class Workers:
             self.store.release([job])
             self._tell(job, "put-back", f"{error}. It waits until its watch is back", Level.DEBUG)
             return
+        if isinstance(error, SourceVanished) and self._is_done_by_another(job):
+            return
         if isinstance(error, SourceVanished) and (new := self.store.renamed(job)) is not None:
             where = self.lanes[job.version.watch].route.root.shown(new)
             error = SourceChanged(f"The file was renamed to {where}", "It is taken under its new name")
@@ -505,6 +508,32 @@ class Workers:
         self.store.fail(job, decision.state, error.code, str(error), retry_at=retry_at, strike=decision.strike)
         running = self.running.get(job.id)
         self.emit(told(decision, error, job, running.stage.value if running else ""))
+
+    def _is_done_by_another(self, job: Job) -> bool:
+        """Whether the source is gone because another host on the same share has delivered and removed it: then the
+        copies are there, whole, and what proves that is recorded here too."""
+        lane, running = self.lanes[job.version.watch], self.running.get(job.id)
+        route, version = lane.route, job.version
+        if lane.disposal.after == "keep":
+            return False
+        progress = self._progress_of(job) if running else lambda *_: None
+        proofs = []
+        for name, destination in route.destinations.items():
+            shelf = Shelf(name, destination, destination.stat)
+            forms = [form for form in Compression if form is not Compression.NONE or name not in route.beside]
+            known = str(job.checkpoint.get(STAGED, ""))
+            try:
+                proof = left_by_another(
+                    version, shelf, route.watch.key, route.host, forms, known, lambda n: progress(Stage.TRANSFER, 0, n)
+                )
+            except TransferError:
+                return False  # what cannot be looked at proves nothing
+            if proof is None:
+                return False
+            proofs.append(proof)
+        self.store.adopt_all([(version, proofs, False)])
+        self._tell(job, "adopted", "another host has delivered it and removed its source; the copy is whole")
+        return True
 
     def _is_away(self, job: Job) -> bool:
         """Whether the whole watch is away: then what is missing was not removed, and what differs is not newer."""
