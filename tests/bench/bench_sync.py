@@ -38,6 +38,8 @@ LIMIT = 0.2
 SIZE = 16 << 10
 """Bytes of each of OBJECTS."""
 BUCKET = "bench"
+LAYOUTS = (100, OBJECTS)
+"""Files in a directory, of OBJECTS: rclone lists directory by directory."""
 
 
 def main() -> bool:
@@ -72,48 +74,58 @@ def few(folder: Path) -> bool:
 
 
 def listed(folder: Path) -> bool:
-    tree = made(folder / "objects", OBJECTS, 100, SIZE)
     with Seaweed(folder / "seaweed") as server, closing(server.client()) as client:
-        server.make_bucket(BUCKET)
-        with ThreadPoolExecutor(16) as pool:
-            list(pool.map(lambda f: put(client, tree, f), walk(Root(str(tree)), Rules())))
         keys = folder / "keys"
         keys.write_text(f'access_key = "{server.access_key}"\nsecret_key = "{server.secret_key}"\n')
         keys.chmod(0o600)
         where = ["--endpoint-url", server.http_endpoint, "--credentials", str(keys)]
-        ours = ["sync", str(tree), f"s3://{BUCKET}", *where, "--quiet"]
-        return compared(server, tree, ours) & adopted(server, tree, ours)
+        good = True
+        for each in LAYOUTS:
+            tree, bucket = made(folder / f"by-{each}", OBJECTS, each, SIZE), f"{BUCKET}-{each}"
+            server.make_bucket(bucket)
+            with ThreadPoolExecutor(16) as pool:
+                list(pool.map(lambda f: put(client, bucket, tree, f), walk(Root(str(tree)), Rules())))
+            ours = ["sync", str(tree), f"s3://{bucket}", *where, "--quiet"]
+            good = compared(server, bucket, tree, ours, each) and good
+            if each == LAYOUTS[0]:
+                good = adopted(server, bucket, tree, ours) and good
+        return good
 
 
-def compared(server: Seaweed, tree: Path, ours: list[str]) -> bool:
-    by_size = {"rclone check": rclone(server, tree, "--size-only"), "aws s3 sync": aws(server, tree, "--size-only")}
+def compared(server: Seaweed, bucket: str, tree: Path, ours: list[str], each: int) -> bool:
+    by_size = {
+        "rclone check": rclone(server, bucket, tree, "--size-only"),
+        "aws s3 sync": aws(server, bucket, tree, "--size-only"),
+    }
     peers = {name: call for name, call in by_size.items() if call}
     goals = {"rclone check": 2.0, "aws s3 sync": 10.0}
-    return compare(f"{OBJECTS:,} objects listed", command(*ours, "--dry-run"), peers, goals, amount=OBJECTS, unit="/s")
+    title = f"{OBJECTS:,} objects listed, {each:,} in a directory"
+    return compare(title, command(*ours, "--dry-run"), peers, goals, amount=OBJECTS, unit="/s")
 
 
-def adopted(server: Seaweed, tree: Path, ours: list[str]) -> bool:
+def adopted(server: Seaweed, bucket: str, tree: Path, ours: list[str]) -> bool:
     state = Path(os.environ["STATE_DIRECTORY"]) / "sync"
 
     def take_in() -> None:
         shutil.rmtree(state, ignore_errors=True)
         command(*ours)()
 
-    sides = {"rclone check --checksum": rclone(server, tree, "--checksum"), "aws s3 sync": aws(server, tree)}
+    by_content, by_time = rclone(server, bucket, tree, "--checksum"), aws(server, bucket, tree)
+    sides = {"rclone check --checksum": by_content, "aws s3 sync": by_time}
     peers = {name: call for name, call in sides.items() if call}
     return compare(f"{OBJECTS:,} objects adopted", take_in, peers, 0.0, rounds=3, amount=OBJECTS, unit="/s")
 
 
-def rclone(server: Seaweed, tree: Path, how: str) -> Callable[[], None] | None:
+def rclone(server: Seaweed, bucket: str, tree: Path, how: str) -> Callable[[], None] | None:
     remote = f":s3,provider=Other,endpoint='{server.http_endpoint}',access_key_id={server.access_key}"
-    remote += f",secret_access_key={server.secret_key}:{BUCKET}"
+    remote += f",secret_access_key={server.secret_key}:{bucket}"
     return peer("rclone", "check", *([how] if how == "--size-only" else []), str(tree), remote)
 
 
-def aws(server: Seaweed, tree: Path, *how: str) -> Callable[[], None] | None:
+def aws(server: Seaweed, bucket: str, tree: Path, *how: str) -> Callable[[], None] | None:
     keys = {"AWS_ACCESS_KEY_ID": server.access_key, "AWS_SECRET_ACCESS_KEY": server.secret_key}
     where = ["--endpoint-url", server.http_endpoint, "--region", "us-east-1", "--dryrun"]
-    return peer("aws", "s3", "sync", *how, str(tree), f"s3://{BUCKET}", *where, **keys)
+    return peer("aws", "s3", "sync", *how, str(tree), f"s3://{bucket}", *where, **keys)
 
 
 def peer(name: str, *arguments: str, **environ: str) -> Callable[[], None] | None:
@@ -129,13 +141,13 @@ def peer(name: str, *arguments: str, **environ: str) -> Callable[[], None] | Non
     return call
 
 
-def put(client: object, tree: Path, found: Found) -> None:
+def put(client: object, bucket: str, tree: Path, found: Found) -> None:
     """As a delivery puts it there."""
     name = os.fsdecode(found.path)
     body = (tree / name).read_bytes()
     said = {"sha256": hashlib.sha256(body).hexdigest(), "size": found.identity.size, "mtime": found.identity.mtime_ns}
     told = {f"quaymaster-{key}": str(value) for key, value in (said | {"compression": "none"}).items()}
-    client.put_object(Bucket=BUCKET, Key=name, Body=body, Metadata=told)  # type: ignore[attr-defined]
+    client.put_object(Bucket=bucket, Key=name, Body=body, Metadata=told)  # type: ignore[attr-defined]
 
 
 def made(tree: Path, files: int, each: int, size: int = 1) -> Path:

@@ -74,6 +74,45 @@ def test_delete_removes_a_source_once_it_is_proven(home: Home, serve: Serve, buc
     service.stop()
 
 
+@pytest.mark.parametrize("whole", [True, False])
+def test_what_another_host_finished_first_is_no_failure(home: Home, whole: bool) -> None:
+    """Two hosts work in place on one share, each with a queue of its own. A copy that does not hold what the source
+    held is none, and the file that is gone is a failure."""
+    config = home.config(
+        f'destinations = ["beside"]\ninclude = ["*.fastq"]\nafter = "delete"\n{COMPRESS}',
+        '[destination.beside]\ntype = "beside"\n',
+    )
+    second = home.folder / "second"
+    second.mkdir()
+    for name in ("state", "staging"):
+        config = config.replace(quoted(home.folder / name), quoted(second / name))
+    slower = Service(config, second)
+    with slower:
+        assert slower.cli("pause", "landing")[0] == 0
+    made = make(home.folder / "reads.fastq", fastq, 2 * MIB)
+    os.utime(made, ns=(TIME_NS, TIME_NS))
+    digest, source, copy = file_sha256(made), home.landing / "reads.fastq", home.landing / "reads.fastq.zst"
+    with slower:
+        os.rename(made, source)
+        until(lambda: slower.states()[State.QUEUED] == 1)
+        first = Service(config.replace(str(second), str(home.folder)), home.folder)
+        assert first.command("sync", "--quiet").returncode == 0
+        assert not source.exists()
+        if not whole:
+            copy.write_bytes(copy.read_bytes()[:-1000])
+            os.utime(copy, ns=(TIME_NS, TIME_NS))
+        assert slower.cli("resume", "landing")[0] == 0
+        if whole:
+            slower.until_done(1)
+            (delivery,) = slower.deliveries("reads.fastq")
+            assert (delivery.proof.source.sha256, delivery.proof.stored.evidence) == (digest, "readback")
+            assert slower.cli("prove", str(source))[0] == 0
+        else:
+            until(lambda: slower.states()[State.PARKED] == 1)
+            assert slower.jobs()[0].error_code == "source-vanished"
+    assert not whole or expanded_sha256(copy) == digest
+
+
 def test_move_puts_a_source_away_as_it_was(home: Home, serve: Serve) -> None:
     done = home.folder / "done"
     done.mkdir()

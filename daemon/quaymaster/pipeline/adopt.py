@@ -89,6 +89,36 @@ def copies(
     return None, older
 
 
+def left_by_another(
+    version: FileVersion,
+    shelf: Shelf,
+    template: str,
+    host: str,
+    wanted: Iterable[Compression],
+    sha256: str = "",
+    moved: Callable[[int], None] = lambda stored_bytes: None,
+) -> Proof | None:
+    """The proof of a copy of a version whose source is gone, because another host on the same share was quicker to
+    deliver it and to remove it. A copy has its source's time; what does not tell its size too is expanded to see that.
+    ``sha256`` of the source, if it was read before that. Raises TransferError."""
+    for compression in wanted:
+        key = keys.key_for(template, watch=version.watch, path=version.path, host=host, suffix=compression.suffix)
+        stored = shelf.look(key)
+        if stored is None or stored.metadata.get("quaymaster-mtime") != str(version.identity.mtime_ns):
+            continue
+        told = Told.by(stored)
+        if told is not None:
+            proof = replace(_by_metadata(version.watch, version.path, shelf.name, stored, told), version=version)
+        else:
+            try:
+                proof = _read_back(version, shelf, stored, compression, moved)
+            except IntegrityError:
+                continue
+        if proof.source.size == version.size and sha256 in ("", proof.source.sha256):
+            return proof
+    return None
+
+
 def orphan(shelf: Shelf, listed: Stored, watch: str, template: str, host: str) -> Proof | None:
     """The proof of an object whose source is not here any more, by its metadata alone; None when it is not ours, or is
     of no file of this watch."""
@@ -171,23 +201,34 @@ def _by_content(
     version: FileVersion, root: Root, shelf: Shelf, stored: Stored, compression: Compression
 ) -> Proof | None:
     """Both are read. A copy that cannot be expanded, or to other bytes, is none of this version."""
-    never = lambda: False  # noqa: E731
     try:
-        with shelf.destination.read(stored) as pieces:
-            counted = _Counted(pieces)
-            expanded = codec.digest(codec.expand(counted, compression, size=version.size))
+        proof = _read_back(version, shelf, stored, compression)
         with reader.opened(root, version.path, version.identity) as source:
-            original = source.digest(never)
+            original = source.digest(lambda: False)
     except IntegrityError:
         return None
-    if expanded != original:
+    if proof.source.sha256 != original:
         return None
     shelf.destination.make_durable(stored)
+    return proof
+
+
+def _read_back(
+    version: FileVersion,
+    shelf: Shelf,
+    stored: Stored,
+    compression: Compression,
+    moved: Callable[[int], None] = lambda stored_bytes: None,
+) -> Proof:
+    """What the copy holds, expanded. Raises IntegrityError when it cannot be expanded to so many bytes."""
+    with shelf.destination.read(stored) as pieces:
+        counted = _Counted(pieces, moved)
+        expanded = codec.digest(codec.expand(counted, compression, size=version.size))
     return Proof(
         job=0,
         version=version,
         destination=shelf.name,
-        source=Digests(version.size, original),
+        source=Digests(version.size, expanded),
         stored_digests=Digests(counted.size, counted.sha256()),
         compression=compression,
         compression_note="",
@@ -199,9 +240,10 @@ def _by_content(
 class _Counted:
     """Passes pieces on, and digests them on the way."""
 
-    def __init__(self, pieces: Iterable[bytes]) -> None:
+    def __init__(self, pieces: Iterable[bytes], moved: Callable[[int], None]) -> None:
         import hashlib
 
+        self._moved = moved
         self._pieces, self._digest, self.size = iter(pieces), hashlib.sha256(), 0
 
     def __iter__(self) -> _Counted:
@@ -211,10 +253,11 @@ class _Counted:
         piece = next(self._pieces)
         self._digest.update(piece)
         self.size += len(piece)
+        self._moved(self.size)
         return piece
 
     def sha256(self) -> str:
         return self._digest.hexdigest()
 
 
-__all__ = ["Shelf", "Told", "TransferError", "copies", "orphan"]
+__all__ = ["Shelf", "Told", "TransferError", "copies", "left_by_another", "orphan"]

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from quaymaster.errors import SourceChanged
-from quaymaster.model import Job, Stage
+from quaymaster.errors import SourceChanged, TransferError
+from quaymaster.model import Compression, Job, Stage
+from quaymaster.pipeline.adopt import Shelf, left_by_another
 from quaymaster.pipeline.dispose import dispose, older
+from quaymaster.pipeline.fetch import STAGED
 from quaymaster.pipeline.lane import Lane
 from quaymaster.pipeline.retry import LONGEST_WAIT
 from quaymaster.store import Delivery, Store
@@ -36,6 +38,29 @@ def _is_awaited(store: Store, job: Job, lane: Lane, now: float) -> bool:
         return True
     # It is woken as soon as a hook has confirmed; now and then it looks by itself.
     return bool(store.await_hooks(job, watch.after_hooks, now + LONGEST_WAIT, unit))
+
+
+def done_by_another(store: Store, job: Job, lane: Lane, progress: Callable[[Stage, int, int], None]) -> bool:
+    """Whether the source is gone because another host on the same share has delivered and removed it: then the copies
+    are there, whole, and what proves that is recorded here too."""
+    if lane.disposal.after == "keep":
+        return False
+    route, version, proofs = lane.route, job.version, []
+    known = str(job.checkpoint.get(STAGED, ""))
+    for name, destination in route.destinations.items():
+        shelf = Shelf(name, destination, destination.stat)
+        forms = [form for form in Compression if form is not Compression.NONE or name not in route.beside]
+        try:
+            proof = left_by_another(
+                version, shelf, route.watch.key, route.host, forms, known, lambda n: progress(Stage.TRANSFER, 0, n)
+            )
+        except TransferError:
+            return False  # what cannot be looked at proves nothing
+        if proof is None:
+            return False
+        proofs.append(proof)
+    store.adopt_all([(version, proofs, False)])
+    return True
 
 
 def carry_out(store: Store, job: Job, lane: Lane, deliveries: Sequence[Delivery], cancelled: Callable[[], bool]) -> str:

@@ -98,7 +98,8 @@ def older(job: Job, root: Root) -> bool:
 
 
 def _aside(job: Job) -> bytes:
-    return b".qm-%d.aside" % job.id
+    # Another host on the same share may have a job of the same number for a file beside it.
+    return b".qm-%d-%x.aside" % (job.id, job.version.identity.inode)
 
 
 def _visible(name: bytes, job: Job) -> bytes:

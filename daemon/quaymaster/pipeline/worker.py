@@ -448,11 +448,12 @@ class Workers:
         return False
 
     def _progress_of(self, job: Job) -> Callable[[Stage, int, int], None]:
-        running = self.running[job.id]
+        running = self.running.get(job.id)
 
         def progress(stage: Stage, source_bytes: int, stored_bytes: int) -> None:
-            running.stage, running.source_bytes, running.stored_bytes = stage, source_bytes, stored_bytes
-            running.moved_at = self.monotonic()
+            if running is not None:
+                running.stage, running.source_bytes, running.stored_bytes = stage, source_bytes, stored_bytes
+                running.moved_at = self.monotonic()
 
         return progress
 
@@ -462,6 +463,11 @@ class Workers:
         if isinstance(error, SourceVanished | SourceUnavailable | SourceChanged) and self._is_away(job):
             self.store.release([job])
             self._tell(job, "put-back", f"{error}. It waits until its watch is back", Level.DEBUG)
+            return
+        if isinstance(error, SourceVanished) and conclusion.done_by_another(
+            self.store, job, self.lanes[job.version.watch], self._progress_of(job)
+        ):
+            self._tell(job, "adopted", "another host has delivered it and removed its source; the copy is whole")
             return
         if isinstance(error, SourceVanished) and (new := self.store.renamed(job)) is not None:
             where = self.lanes[job.version.watch].route.root.shown(new)

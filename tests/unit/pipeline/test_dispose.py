@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,11 @@ class Case:
             self.begun += 1
 
         return dispose(self.job, self.root, rule, [(self.proof, self.archive)], cancelled, begin)
+
+    @property
+    def aside(self) -> Path:
+        """Its name while it is set aside: of the job and of the file, since other hosts count their jobs too."""
+        return self.source.parent / f".qm-7-{self.job.version.identity.inode:x}.aside"
 
     def names(self) -> list[str]:
         return sorted(os.listdir(self.source.parent))
@@ -137,16 +143,26 @@ def test_both_stay_visible_when_the_older_must_go_back_and_its_name_is_taken(
 
 
 def test_a_restart_finishes_what_was_set_aside(case: Case) -> None:
-    os.rename(case.source, case.source.parent / ".qm-7.aside")
+    os.rename(case.source, case.aside)
     assert case.dispose() == "deleted"
     assert case.names() == []
+
+
+def test_what_another_host_has_set_aside_for_a_job_of_the_same_number_is_left_alone(case: Case) -> None:
+    other = case.source.with_name("b.fastq")
+    other.write_bytes(b"of another host")
+    version = FileVersion("w", b"run/b.fastq", identity_of(os.stat(other)))
+    set_aside = other.with_name(module._aside(replace(case.job, version=version)).decode())
+    os.rename(other, set_aside)
+    assert case.dispose() == "deleted"
+    assert case.names() == [set_aside.name]
 
 
 @pytest.mark.parametrize("after", ["delete", "move"])
 def test_a_restart_in_the_midst_of_putting_back_removes_both_names(case: Case, after: str) -> None:
     """Between the link and the removal of the hidden name the file has both: one that stayed would be a source that
     the record says is gone."""
-    os.link(case.source, case.source.with_name(".qm-7.aside"))
+    os.link(case.source, case.aside)
     assert case.dispose(after).startswith("deleted" if after == "delete" else "moved:")
     assert case.names() == []
 
@@ -165,7 +181,7 @@ def test_a_stop_in_the_middle_leaves_the_source_in_its_place(case: Case) -> None
 @pytest.mark.parametrize("newer_is_still_there", [True, False])
 def test_an_older_version_that_was_set_aside_gets_a_name_of_its_own(case: Case, newer_is_still_there: bool) -> None:
     """Never its own name again: it would be taken for the newest, and take the place of the newer copy."""
-    os.rename(case.source, case.source.parent / ".qm-7.aside")
+    os.rename(case.source, case.aside)
     if newer_is_still_there:
         case.source.write_bytes(b"newer")
     assert older(case.job, case.root)
