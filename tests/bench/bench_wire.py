@@ -11,6 +11,10 @@ starting; for s5cmd that of the command. The sink runs on the same CPUs, so the 
 
 Both with each digest that a destination can be told to prefer (``checksum``). The goal of the large file is for
 CRC-64/NVME: what is moved with SHA-256 is hashed by definition, and cannot be faster than that.
+
+Over https the goals lie beyond what two CPUs can do that the sink shares: two threads that only read the file and send
+it through Python's ssl, without any checksum, took 1.17 s where quaymaster took 1.22, s5cmd 2.26 and boto3 3.08, and
+0.96 without reading. Neither another cipher nor more connections made that clearly shorter.
 """
 
 from __future__ import annotations
