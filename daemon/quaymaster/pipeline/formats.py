@@ -142,7 +142,7 @@ _contexts = _Contexts()
 # -- the way back --
 
 
-def expand(pieces: Iterable[bytes], compression: Compression, *, size: int) -> Iterator[bytes]:
+def expand(pieces: Iterable[bytes], compression: Compression, *, size: int) -> Generator[bytes, None, None]:
     """The content of stored bytes, in pieces of at most 1 MiB; ``size`` is what the record says it must come to.
 
     Never makes more than that, whatever the stored bytes claim. Raises IntegrityError when they are damaged, end

@@ -33,6 +33,7 @@ from quaymaster.pipeline.budget import Cancelled
 from quaymaster.pipeline.flights import Flights
 from quaymaster.pipeline.formats import expand
 from quaymaster.pipeline.landing import Ground, Landing, publish
+from quaymaster.pipeline.stages import Stages
 
 _TRIES = 3
 _WAIT = 1.0
@@ -47,6 +48,10 @@ _ALONE = 1 << 20
 """Bytes from which on a file is brought to the disk by its own worker: the small ones need not wait for it."""
 _AT_ONCE = 3
 """Requests for one large object: what makes one connection slow (latency, a server's one thread) is had in parallel."""
+_IN_STEPS = 16 << 20
+"""Bytes from which on a file is expanded, hashed and written by a thread each."""
+_READY = 4
+"""Pieces that one of these keeps ready for the next."""
 _MODE = 0o644
 """Of a file whose own permission bits nobody knows any more."""
 
@@ -366,14 +371,15 @@ class Restore:
             assert directory is not None
             landing = ground.begin(directory, wanted.target, wanted.size)
             try:
-                digest = hashlib.sha256()
                 with self.flights.one(wanted.shown, wanted.size) as moved:
-                    for piece in expand(self._while_wanted(pieces), source.compression, size=wanted.size):
-                        digest.update(piece)
-                        landing.write(piece)
-                        moved(len(piece))
-                if wanted.sha256 and digest.hexdigest() != wanted.sha256:
-                    raise IntegrityError(f"it has SHA-256 {digest.hexdigest()} instead of {wanted.sha256}")
+                    sha256 = self._written(
+                        expand(self._while_wanted(pieces), source.compression, size=wanted.size),
+                        wanted.size,
+                        landing,
+                        moved,
+                    )
+                if wanted.sha256 and sha256 != wanted.sha256:
+                    raise IntegrityError(f"it has SHA-256 {sha256} instead of {wanted.sha256}")
                 landing.dress(_mode(pieces.stored), wanted.mtime_ns)
                 if wanted.size >= _ALONE:
                     landing.harden()
@@ -382,6 +388,27 @@ class Restore:
                 landing.abort()
                 raise
         return landing
+
+    def _written(
+        self, pieces: Generator[bytes, None, None], size: int, landing: Landing, moved: Callable[[int], None]
+    ) -> str:
+        """Write it all; its SHA-256. Each step of a large file has its own thread: each takes as long as the fetching."""
+        digest = hashlib.sha256()
+
+        def hashed(some: Iterable[bytes]) -> Generator[bytes, None, None]:
+            for piece in some:
+                digest.update(piece)
+                yield piece
+
+        with Stages(self._end.is_set, timeout=0.0) as stages:
+            if size < _IN_STEPS:
+                came = hashed(pieces)
+            else:
+                came = stages.ahead(hashed(stages.ahead(pieces, _READY, "expand")), _READY, "hash")
+            for piece in came:
+                landing.write(piece)
+                moved(len(piece))
+        return digest.hexdigest()
 
     def _while_wanted(self, pieces: Iterable[bytes]) -> Iterator[bytes]:
         for piece in pieces:
