@@ -392,7 +392,7 @@ class Restore:
     def _written(
         self, pieces: Generator[bytes, None, None], size: int, landing: Landing, moved: Callable[[int], None]
     ) -> str:
-        """Write it all; its SHA-256. Each step of a large file has its own thread: each takes as long as the fetching."""
+        """Write it all; its SHA-256. Each step of a large file has its own thread: it takes as long as the fetching."""
         digest = hashlib.sha256()
 
         def hashed(some: Iterable[bytes]) -> Generator[bytes, None, None]:
