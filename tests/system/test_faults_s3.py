@@ -30,6 +30,18 @@ def to(place: Bucket, home: Home, more: str = "", **sections: str) -> str:
     return home.config(destinations=place.destination(more=more), **sections)
 
 
+def hanging_at_the_third_part(proxy: FaultProxy) -> tuple[threading.Event, threading.Event]:
+    """Set when the third part of an upload has come, and to be set to let it go on."""
+    begun, released = threading.Event(), threading.Event()
+
+    def hangs(request: Request) -> None:
+        begun.set()
+        released.wait(60)
+
+    proxy.inject("UploadPart", request=hangs, only=lambda request: request.query["partNumber"] == ["3"])
+    return begun, released
+
+
 def test_a_bucket_that_does_not_exist(home: Home, serve: Serve, bucket: Bucket) -> None:
     service = serve(to(bucket, home, 'bucket = "no-such-bucket"'))
     home.land("a", CONTENT)
@@ -163,13 +175,7 @@ def test_an_upload_that_the_server_denied_for_a_moment_is_removed_after_its_job_
 ) -> None:
     content = os.urandom(24 << 20)
     with FaultProxy(bucket.endpoint) as proxy:
-        begun, released = threading.Event(), threading.Event()
-
-        def hangs(request: Request) -> None:
-            begun.set()
-            released.wait(60)
-
-        proxy.inject("UploadPart", request=hangs, only=lambda request: request.query["partNumber"] == ["3"])
+        begun, released = hanging_at_the_third_part(proxy)
         service = serve(to(bucket, home, f'endpoint_url = "{proxy.endpoint}"', limits="parts = 1"))
         home.land("a", content)
         assert begun.wait(30)
@@ -194,13 +200,7 @@ def test_an_upload_of_a_job_that_was_given_up_after_a_crash_is_removed_at_the_ne
     home: Home, serve: Serve, bucket: Bucket
 ) -> None:
     with FaultProxy(bucket.endpoint) as proxy:
-        begun, released = threading.Event(), threading.Event()
-
-        def hangs(request: Request) -> None:
-            begun.set()
-            released.wait(60)
-
-        proxy.inject("UploadPart", request=hangs, only=lambda request: request.query["partNumber"] == ["3"])
+        begun, released = hanging_at_the_third_part(proxy)
         service = serve(to(bucket, home, f'endpoint_url = "{proxy.endpoint}"', limits="parts = 1"))
         home.land("a", os.urandom(24 << 20))
         assert begun.wait(30)
